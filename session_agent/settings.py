@@ -219,7 +219,7 @@ def _yaml(data: bytes, path: str) -> tuple[Any, dict[str, int]]:
     hint = "Correct the YAML; `vault: /vault` is the simplest settings file."
     lines: dict[str, int] = {}
     try:
-        loader = yaml.SafeLoader(data.decode("utf-8-sig"))
+        loader = yaml.SafeLoader(data.decode("utf-8"))
         try:
             node = loader.get_single_node()
             _note_lines(node, "", lines, where)

@@ -142,6 +142,7 @@ def test_a_relative_xdg_path_is_ignored(file: Path) -> None:
         ("just text\n", "expected keys with values"),
         ("1: 2\n", "expected keys that are text"),
         ("vault: /a\nvault: /b\n", "line 2: vault: given twice, first in line 1"),
+        ("mounts: &m {include: *m}\n", "mounts.include: expected a list"),
         ("vault: [\n", "line 2, column 1: not YAML"),
         ("vault: 'a\n", "not YAML"),
         ("vault: a: b\n", "line 1, column 9: not YAML"),
