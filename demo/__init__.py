@@ -1,0 +1,1 @@
+"""`./dev demo`: the agent at work on real storage."""
