@@ -32,10 +32,18 @@ class Story:
     def agent(self, *arguments: str, expected: Sequence[int] = (0,)) -> None:
         """Run a verb of the agent as an administrator's hook would: as root, for the user."""
         say(f"$ session-agent {' '.join(arguments)}")
-        done = subprocess.run(
-            [AGENT, *arguments], env=self.environment, check=False, timeout=60, cwd="/"
-        )
-        self.claim(f"it ends with {done.returncode}", done.returncode in expected)
+        code = self.run(*arguments)
+        self.claim(f"it ends with {code}", code in expected)
+
+    def run(self, *arguments: str, capture_output: bool = False) -> int:
+        return subprocess.run(
+            [AGENT, *arguments],
+            env=self.environment,
+            cwd="/",
+            check=False,
+            timeout=60,
+            capture_output=capture_output,
+        ).returncode
 
     def claim(self, text: str, true: bool) -> None:
         say(f"  {'ok' if true else 'WRONG'}: {text}")
@@ -158,8 +166,7 @@ def main() -> int:
             try:
                 tell(story)
             finally:
-                stop = [AGENT, "stop"]
-                subprocess.run(stop, env=story.environment, check=False, capture_output=True)
+                story.run("stop", capture_output=True)
     except subprocess.CalledProcessError as error:
         say(f"demo: {' '.join(error.cmd)}: {error.stderr.decode(errors='replace').strip()}")
         return 1

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Protocol
 
+import hypothesis
 import pytest
 
 from tests.support.run_marker import MARKER, OWN_MOUNTS, started_processes
@@ -69,6 +70,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # No deadline for one example: a loaded machine is no fault of the code's.
+    hypothesis.settings.register_profile("usual", deadline=None, print_blob=True)
+    hypothesis.settings.register_profile("long", deadline=None, print_blob=True, max_examples=2000)
+    hypothesis.settings.load_profile("long" if config.getoption("--long") else "usual")
     os.environ[MARKER] = uuid.uuid4().hex
     config.stash[_MOUNTS_BEFORE] = _mount_points()
     config.stash[_WATCHDOG] = subprocess.Popen(
