@@ -128,8 +128,8 @@ FOREIGN = re.compile(
             r"py" + r"pi\.",
             r"files\.python" + r"hosted",
             r"registry" + r"\.npm",
-            r"/work" + r"/",
-            r"/root" + r"/",
+            r"(?<![\w.])/work" + r"/",
+            r"(?<![\w.])/root" + r"/",
             r"\.py" + r"env",
             r"/opt" + r"/(?:wheels|py" + r"pi)",
         ]
