@@ -1,0 +1,51 @@
+"""What a writer of this package did to one file, and the little that all writers share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from session_agent.errors import AgentError
+from session_agent.fsutil import durable
+from session_agent.model import printable
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`what` ("bookmarks", "Obsidian settings", …) at `path` was changed, or found as it should be.
+
+    `detail` says in a few words what was done. `problem` is empty, or says what could not be done
+    and why: the writer has gone on with the rest, and the session is degraded.
+    """
+
+    what: str
+    path: str
+    changed: bool
+    detail: str = ""
+    problem: str = ""
+
+
+def attempt(what: str, path: str, step: Callable[[], Change]) -> Change:
+    """The outcome of `step`; an expected failure becomes the change's `problem`.
+
+    So one file that cannot be written keeps no other from being written.
+    """
+    try:
+        return step()
+    except AgentError as error:
+        return Change(what, path, False, problem=str(error))
+    except OSError as error:
+        place = os.fsdecode(error.filename) if error.filename is not None else path
+        return Change(what, path, False, problem=f"{printable(place)}: {error.strerror}.")
+
+
+def write(path: str, data: bytes) -> None:
+    """Replace `path` durably, creating its folder if need be. Raises as `durable.replace` does."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    durable.replace(path, data)
+
+
+def joined(*problems: str) -> str:
+    """Several problems as one text; the empty ones count for nothing."""
+    return " ".join(problem for problem in problems if problem)
