@@ -1,0 +1,105 @@
+"""System calls that the standard library lacks, each a thin typed function that raises OSError.
+
+File names are bytes and directories are file descriptors, so that no call here resolves more than one
+path component.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+MNT_DETACH = 2
+
+_AT_FDCWD = -100
+_UTIME_NOW = (1 << 30) - 1
+_UTIME_OMIT = (1 << 30) - 2
+_SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159}.get(os.uname().machine, -1)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# Calls that cannot block keep the interpreter lock: that halves their cost.
+_libc_fast = ctypes.PyDLL(None, use_errno=True)
+
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
+_syncfs = _libc.syncfs
+_syncfs.argtypes = (ctypes.c_int,)
+_utimensat = _libc_fast.utimensat
+_utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_umount2 = _libc.umount2
+_umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_setfsuid = _libc_fast.setfsuid
+_setfsuid.argtypes = (ctypes.c_uint32,)
+_setfsgid = _libc_fast.setfsgid
+_setfsgid.argtypes = (ctypes.c_uint32,)
+_syscall = _libc_fast.syscall
+
+
+def _raise(*names: bytes) -> None:
+    number = ctypes.get_errno()
+    shown = [os.fsdecode(name) for name in names]
+    raise OSError(number, os.strerror(number), *shown[:1])
+
+
+def renameat2(
+    source_folder: int, source: bytes, target_folder: int, target: bytes, flags: int
+) -> None:
+    """renameat2(2). EINVAL where the file system does not know `flags`."""
+    if _renameat2(source_folder, source, target_folder, target, flags):
+        _raise(source)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write out the whole file system that `fd` lies on. Not to be used on an O_PATH fd."""
+    if _syncfs(fd):
+        _raise()
+
+
+def set_times(path: str, atime_ns: int | None, mtime_ns: int | None, *, now: bool = False) -> None:
+    """utimensat(2) in nanoseconds; None leaves a time as it is, `now` makes those given the present.
+
+    The present may be set by whoever can write the file, other times by its owner only.
+    """
+    times = (ctypes.c_long * 4)()
+    for index, value in enumerate((atime_ns, mtime_ns)):
+        if value is None:
+            times[2 * index + 1] = _UTIME_OMIT
+        elif now:
+            times[2 * index + 1] = _UTIME_NOW
+        else:
+            times[2 * index], times[2 * index + 1] = divmod(value, 1_000_000_000)
+    encoded = os.fsencode(path)
+    if _utimensat(_AT_FDCWD, encoded, times, 0):
+        _raise(encoded)
+
+
+def unmount(path: str, flags: int = 0) -> None:
+    """umount2(2). EBUSY while a file in it is open, unless `flags` holds MNT_DETACH."""
+    encoded = os.fsencode(path)
+    if _umount2(encoded, flags):
+        _raise(encoded)
+
+
+def set_fs_identity(uid: int, gid: int, groups: tuple[int, ...]) -> None:
+    """Make this thread's file-system identity `uid`, `gid` and `groups`; the other threads keep theirs.
+
+    The raw setgroups system call is used because the C library's changes every thread. setfsuid and
+    setfsgid report no error, so the result is read back: PermissionError when it did not take.
+    """
+    array = (ctypes.c_uint32 * len(groups))(*groups)
+    if _syscall(_SYS_SETGROUPS, len(groups), array):
+        _raise()
+    _setfsgid(gid)
+    _setfsuid(uid)
+    # An invalid id changes nothing and answers the present one: the way to read it.
+    if _setfsuid(0xFFFFFFFF) != uid or _setfsgid(0xFFFFFFFF) != gid:
+        raise PermissionError(1, "setfsuid or setfsgid was refused")

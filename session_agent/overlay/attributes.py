@@ -1,0 +1,135 @@
+"""Operations on attributes: status, owner, mode, times, size, extended attributes."""
+
+from __future__ import annotations
+
+import os
+from errno import ESTALE
+
+from session_agent.fsutil.at import by_descriptor, stat_at
+from session_agent.fsutil.credentials import AGENT, Caller
+from session_agent.overlay import calls
+from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.vault import Vault, error
+
+
+async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
+    """fstat of the node's file.
+
+    ESTALE if another file has come to its name behind the vault: the kernel then looks the name up anew.
+    """
+    branch = node.branch
+    if isinstance(node, FolderNode) and node.is_branch_root:
+        return await branch.call(AGENT, os.fstat, branch.fd)
+    if node.fd >= 0:
+        return await branch.call(caller, os.fstat, node.fd)
+    if node.handles:
+        return await branch.call(caller, os.fstat, node.handles[0].fd)
+    parent = node.parent
+    assert parent is not None
+    fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
+    try:
+        status = await branch.call(caller, stat_at, fd, node.name)
+    except FileNotFoundError:
+        raise error(ESTALE) from None
+    vault.check(node, branch, status)
+    return status
+
+
+async def get_status(vault: Vault, node_id: int, caller: Caller) -> os.stat_result:
+    """fstat."""
+    node = vault.tree[node_id]
+    if vault.moves:
+        await vault.settled(node.parent)
+    return await status_of(vault, node, caller)
+
+
+async def set_attributes(
+    vault: Vault, node_id: int, changes: calls.Changes, handle_id: int | None, caller: Caller
+) -> os.stat_result:
+    """chmod, chown, utimensat, truncate; through the handle if the program had the file open."""
+    node = vault.tree[node_id]
+    if vault.moves:
+        await vault.settled(node)
+    branch = node.branch
+    node.cached_version = None
+    if handle_id is not None:
+        handle = vault.handles.file(handle_id)
+        size_fd = handle.fd if handle.writable else -1
+        return await branch.call(caller, calls.change, handle.fd, size_fd, changes)
+    fd, ours = await vault.reference(node, caller)
+    try:
+        return await branch.call(caller, calls.change, fd, -1, changes)
+    finally:
+        if ours:
+            branch.close_later(fd)
+
+
+async def read_link(vault: Vault, node_id: int, caller: Caller) -> bytes:
+    """The target of a symbolic link, to the byte."""
+    node = vault.tree[node_id]
+    if node.fd >= 0:
+        return await node.branch.call(caller, calls.read_link, node.fd, b"")
+    assert node.parent is not None
+    folder = await vault.folder_fd(node.parent)
+    return await node.branch.call(caller, calls.read_link, folder, node.name)
+
+
+async def _xattr_path(vault: Vault, node: Node) -> bytes | str:
+    if vault.moves:
+        await vault.settled(node)
+    if isinstance(node, FolderNode):
+        return by_descriptor(await vault.folder_fd(node))
+    if node.fd >= 0:
+        return by_descriptor(node.fd)
+    if node.handles:
+        return by_descriptor(node.handles[0].fd)
+    assert node.parent is not None
+    return calls.xattr_path(await vault.folder_fd(node.parent), node.name)
+
+
+def _follows(path: bytes | str) -> bool:
+    # The link of procfs to a descriptor has to be followed; a name in a folder must not be.
+    return isinstance(path, str)
+
+
+def _get(path: bytes | str, name: bytes) -> bytes:
+    return os.getxattr(path, name, follow_symlinks=_follows(path))
+
+
+def _set(path: bytes | str, name: bytes, value: bytes) -> None:
+    os.setxattr(path, name, value, follow_symlinks=_follows(path))
+
+
+def _list(path: bytes | str) -> list[bytes]:
+    return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=_follows(path))]
+
+
+def _remove(path: bytes | str, name: bytes) -> None:
+    os.removexattr(path, name, follow_symlinks=_follows(path))
+
+
+async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> bytes:
+    """getxattr. ENODATA if there is none by that name."""
+    node = vault.tree[node_id]
+    return await node.branch.call(caller, _get, await _xattr_path(vault, node), name)
+
+
+async def set_xattr(
+    vault: Vault, node_id: int, name: bytes, value: bytes, caller: Caller
+) -> None:
+    """setxattr, whether or not it is there. EPERM where only the system may set it."""
+    node = vault.tree[node_id]
+    await node.branch.call(caller, _set, await _xattr_path(vault, node), name, value)
+
+
+async def list_xattr(vault: Vault, node_id: int, caller: Caller) -> list[bytes]:
+    """listxattr."""
+    node = vault.tree[node_id]
+    return await node.branch.call(caller, _list, await _xattr_path(vault, node))
+
+
+async def remove_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> None:
+    """removexattr."""
+    node = vault.tree[node_id]
+    await node.branch.call(caller, _remove, await _xattr_path(vault, node), name)
+

@@ -1,0 +1,206 @@
+"""Branches while they are served: the root descriptor of each, and the way to call into it.
+
+A local branch is called inline, in the event loop: its answers come from memory or a local disk, and a
+thread would cost more than the call. A remote branch (a network, or another FUSE server) is called in
+worker threads of its own, so that one that hangs holds up nobody else. A call that does not end in time
+makes the agent probe the branch: one that is alive is waited for, one that hangs answers ETIMEDOUT, at once
+from then on, until a probe finds it alive again.
+
+A thread whose caller was given up still runs. So descriptors of a remote branch are not closed while any
+call into it runs: the number could be in use again by the time the thread gets to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from session_agent.errors import TimeLimitError
+from session_agent.fsutil import bounded
+from session_agent.fsutil.at import Opened, by_descriptor
+from session_agent.fsutil.credentials import AGENT, Caller, assume
+from session_agent.model import Branch, MountState
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ESHUTDOWN})
+
+
+class OpenBranch:
+    """A branch, the O_PATH descriptor of its root, and how its calls are made.
+
+    `fd` is -1 where the branch could not be opened. `serials` numbers the devices found in it (see tree).
+    """
+
+    remote = False
+
+    def __init__(self, index: int, branch: Branch, fd: int) -> None:
+        self.index = index
+        self.info = branch
+        self.fd = fd
+        self.state = branch.state
+        self.serials: dict[int, int] = {}
+
+    async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
+        """Call `function` with `caller`'s rights on files. It must touch nothing but its arguments."""
+        assume(caller)
+        return function(*arguments)
+
+    async def call_slowly(
+        self, caller: Caller, function: Callable[..., T], *arguments: object
+    ) -> T:
+        """Call `function` in a thread: for what takes long even on a local disk (fsync, a move)."""
+
+        def with_rights() -> T:
+            assume(caller)
+            return function(*arguments)
+
+        return await trio.to_thread.run_sync(with_rights)
+
+    def close_later(self, fd: int) -> None:
+        """Close a descriptor as soon as no call can be using it."""
+        os.close(fd)
+
+    def close(self) -> None:
+        """Close the root's descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class _Job:
+    """One call into a remote branch: the thread fills it in, the task that waits may give it up."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+        self.done = trio.Event()
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.given_up = False
+
+    def run(self) -> None:
+        """In the thread. A job that was given up before it began must not change anything any more."""
+        if self.given_up:
+            return
+        try:
+            self.result = self.work()
+        except BaseException as error:  # carried over to the task that waits
+            self.error = error
+
+
+class RemoteBranch(OpenBranch):
+    """A branch whose calls can wait for a network or for another program."""
+
+    remote = True
+
+    _THREADS = 16
+    _PROBE_SECONDS = 1.0
+    _RETRY_SECONDS = 2.0
+
+    def __init__(self, index: int, branch: Branch, fd: int, time_limit: float) -> None:
+        super().__init__(index, branch, fd)
+        self._time_limit = time_limit  # seconds after which a call that has not ended is suspected
+        self._limiter = trio.CapacityLimiter(self._THREADS)
+        self._running = 0
+        self._to_close: list[int] = []
+        self._next_probe = 0.0
+
+    async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
+        """As a local branch's, in a thread. OSError ETIMEDOUT when the branch hangs."""
+        if self.fd < 0 or (self.state is not MountState.ALIVE and not await self._revived()):
+            raise _unavailable(self.state)
+
+        def work() -> T:
+            assume(caller)
+            return function(*arguments)
+
+        job = _Job(work)
+        self._running += 1
+        trio.lowlevel.spawn_system_task(self._in_thread, job)
+        while not job.done.is_set():
+            with trio.move_on_after(self._time_limit):
+                await job.done.wait()
+            if not job.done.is_set() and not await self._probe() and not job.done.is_set():
+                job.given_up = True
+                raise _unavailable(self.state)
+        if job.error is not None:
+            if isinstance(job.error, OSError) and job.error.errno in _DEAD:
+                self._became(MountState.DEAD)
+            raise job.error
+        return job.result  # type: ignore[return-value]  # what `work` returned
+
+    call_slowly = call
+
+    async def _in_thread(self, job: _Job) -> None:
+        try:
+            await trio.to_thread.run_sync(
+                job.run, limiter=self._limiter, abandon_on_cancel=True
+            )
+        finally:
+            job.done.set()
+            if job.given_up:
+                close_result(job.result)
+            self._running -= 1
+            if self._running == 0:
+                fds, self._to_close = self._to_close, []
+                for fd in fds:
+                    os.close(fd)
+
+    async def _revived(self) -> bool:
+        """Ask a branch that is not alive once more, but not at every call."""
+        return time.monotonic() >= self._next_probe and await self._probe()
+
+    async def _probe(self) -> bool:
+        """Whether the root answers now. Asked from another process: a thread could get stuck for good."""
+
+        def ask() -> int:
+            os.statvfs(by_descriptor(self.fd))
+            return 0
+
+        def in_process() -> MountState:
+            assume(AGENT)
+            try:
+                bounded.run(ask, int, time_limit=self._PROBE_SECONDS)
+            except TimeLimitError:
+                return MountState.HUNG
+            except OSError:
+                return MountState.DEAD
+            return MountState.ALIVE
+
+        # Set first, so that the calls that come meanwhile do not each start a process.
+        self._next_probe = time.monotonic() + self._RETRY_SECONDS
+        self._became(await trio.to_thread.run_sync(in_process))
+        return self.state is MountState.ALIVE
+
+    def _became(self, state: MountState) -> None:
+        if state is not self.state:
+            log.warning("branch %s is %s (was %s)", self.info.name, state, self.state)
+            self.state = state
+
+    def close_later(self, fd: int) -> None:
+        if self._running:
+            self._to_close.append(fd)
+        else:
+            os.close(fd)
+
+
+def close_result(result: object) -> None:
+    """Close the descriptors in the result of a call whose caller is gone."""
+    if isinstance(result, Opened):
+        os.close(result.fd)
+    elif isinstance(result, list):
+        for one in result:
+            close_result(one)
+
+
+def _unavailable(state: MountState) -> OSError:
+    number = errno.ENOTCONN if state is MountState.DEAD else errno.ETIMEDOUT
+    return OSError(number, os.strerror(number))

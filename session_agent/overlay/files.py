@@ -1,0 +1,93 @@
+"""Operations on open files: open, read, write, flush, fsync, release."""
+
+from __future__ import annotations
+
+import os
+from errno import ESTALE
+
+from session_agent.fsutil.at import Opened
+from session_agent.fsutil.credentials import AGENT, Caller
+from session_agent.overlay import calls
+from session_agent.overlay.handles import Handle
+from session_agent.overlay.tree import Node
+from session_agent.overlay.vault import Vault, error
+
+# Set in the flags when the file is opened to be executed: reading is then no right that the caller needs
+# (the kernel's __FMODE_EXEC; include/linux/fs.h).
+_EXECUTE = 0x20
+
+_NOT_FOR_BACKING = os.O_APPEND | os.O_DIRECT | os.O_NOCTTY | os.O_CREAT | os.O_EXCL | _EXECUTE
+
+
+async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> tuple[int, bool]:
+    """open: the handle's number, and whether the pages that the kernel has of the file are still right."""
+    node = vault.tree[node_id]
+    if vault.moves:
+        await vault.settled(node)
+    opener = AGENT if flags & _EXECUTE else caller
+    fd, status = await _open(vault, node, flags & ~_NOT_FOR_BACKING, opener)
+    version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    keep = node.cached_version == version
+    node.cached_version = version
+    return vault.handles.add(Handle(fd, flags & ~_EXECUTE, node, caller, node.branch)), keep
+
+
+async def _open(vault: Vault, node: Node, flags: int, opener: Caller) -> Opened:
+    branch = node.branch
+    if node.fd >= 0:  # it has no name any more
+        return await branch.call(opener, calls.open_again, node.fd, flags)
+    parent = node.parent
+    assert parent is not None
+    folder = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
+    try:
+        found = await branch.call(opener, calls.open_file, folder, node.name, flags)
+    except FileNotFoundError:
+        raise error(ESTALE) from None
+    if vault.tree.key(branch, found.status.st_dev, found.status.st_ino) != node.key:
+        branch.close_later(found.fd)
+        raise error(ESTALE)
+    return found
+
+
+async def read(vault: Vault, handle_id: int, offset: int, size: int) -> bytes:
+    """pread."""
+    handle = vault.handles.file(handle_id)
+    return await handle.branch.call(handle.caller, os.pread, handle.fd, size, offset)
+
+
+async def write(vault: Vault, handle_id: int, offset: int, data: bytes) -> int:
+    """pwrite, at the file's true end where the program asked for appending."""
+    handle = vault.handles.file(handle_id)
+    if vault.moves:
+        await vault.settled(handle.node)
+    handle.node.cached_version = None
+    append = handle.append and handle.appends_only
+    handle.writing += 1
+    try:
+        return await handle.branch.call(
+            handle.caller, calls.write, handle.fd, data, offset, append
+        )
+    finally:
+        handle.writing -= 1
+
+
+async def flush(vault: Vault, handle_id: int) -> None:
+    """close of one of the program's descriptors: a remote branch reports failed saves here."""
+    handle = vault.handles.file(handle_id)
+    if handle.branch.remote and handle.writable:
+        await handle.branch.call(handle.caller, calls.close_twin, handle.fd)
+
+
+async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
+    """fsync, in a thread: it takes as long as the disk does."""
+    handle = vault.handles.file(handle_id)
+    if vault.moves:
+        await vault.settled(handle.node)
+    function = os.fdatasync if data_only else os.fsync
+    await handle.branch.call_slowly(handle.caller, function, handle.fd)
+
+
+async def release(vault: Vault, handle_id: int) -> None:
+    """The last descriptor is closed. For a remote branch that may take its time, so in a thread."""
+    handle = vault.handles.remove(handle_id)
+    await handle.branch.call(handle.caller, os.close, handle.fd)

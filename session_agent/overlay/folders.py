@@ -1,0 +1,186 @@
+"""Operations on open folders: list the entries, with the status of each; and the file system's figures."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from errno import EINVAL
+
+from session_agent.fsutil.credentials import AGENT, Caller
+from session_agent.model import MountState
+from session_agent.overlay import calls
+from session_agent.overlay.attributes import status_of
+from session_agent.overlay.handles import FolderHandle
+from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.vault import RESERVED_PREFIX, Vault, error
+
+# How many names are read from the backing folder, or asked of a remote branch, at a time.
+_BATCH = 64
+
+Reply = Callable[[bytes, Node, os.stat_result, int], bool]
+"""Gives an entry to the kernel: name, node, status, position after it. False when it has no room."""
+
+
+async def open_folder(vault: Vault, node_id: int, caller: Caller) -> int:
+    """opendir: the handle's number."""
+    folder = vault.tree.folder(node_id)
+    if vault.moves:
+        await vault.settled(folder)
+    fd = folder.fd if folder.fd >= 0 else await vault.folder_fd(folder)
+    found = await folder.branch.call(caller, calls.open_listing, fd)
+    return vault.handles.add_folder(FolderHandle(found.fd, folder, caller))
+
+
+async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) -> None:
+    """readdirplus from position `start` on, until the kernel's buffer is full.
+
+    Positions count the entries in the order in which this handle has met them. Entries that come or go
+    meanwhile appear or not as the backing file system decides; none is left out or given twice for it.
+    """
+    handle = vault.handles.folder(handle_id)
+    if start == 0:
+        await _rewind(vault, handle)
+    position = start
+    replied = False
+    while True:
+        names = handle.names[position : position + _BATCH]
+        if not names:
+            if not await _read_more(vault, handle):
+                return
+            continue
+        try:
+            found = await _statuses(vault, handle, names)
+        except OSError:
+            if replied:
+                return  # the error is met again, and reported, by the next call
+            raise
+        for name, (node, status) in zip(names, found, strict=True):
+            position += 1
+            if status is None:
+                continue
+            if node is None:
+                node = vault.tree.found(handle.node, name, status)
+            if not reply(name, node, status, position):
+                vault.tree.drop_unused(node)
+                return
+            replied = True
+            if name not in (b".", b".."):
+                node.lookups += 1
+
+
+async def _rewind(vault: Vault, handle: FolderHandle) -> None:
+    if handle.entries is not None:
+        handle.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
+        handle.entries = None
+    branch = handle.node.branch
+    await branch.call(handle.caller, os.lseek, handle.fd, 0, os.SEEK_SET)
+    handle.entries = await branch.call(handle.caller, os.scandir, handle.fd)
+    handle.restarted = False
+    handle.names = [b".", b"..", *(handle.node.mounted or ())]
+
+
+async def _read_more(vault: Vault, handle: FolderHandle) -> bool:
+    """Add the next names to the handle's; False at the end."""
+    if handle.entries is None:
+        return False
+    while True:
+        names = await handle.node.branch.call(handle.caller, calls.take, handle.entries, _BATCH)
+        if not names:
+            return False
+        mounted = handle.node.mounted or ()
+        shown = [
+            name
+            for name in names
+            if name not in mounted and not name.startswith(RESERVED_PREFIX)
+        ]
+        if handle.restarted:
+            shown = [name for name in shown if name not in handle.names]
+        if shown:
+            handle.names += shown
+            return True
+
+
+async def _statuses(
+    vault: Vault, handle: FolderHandle, names: list[bytes]
+) -> list[tuple[Node | None, os.stat_result | None]]:
+    """The status behind each name, None for what has vanished; with the node where it is known as yet."""
+    folder = handle.node
+    branch = folder.branch
+    mounted = folder.mounted or {}
+    plain = [name for name in names if name not in mounted and name not in (b".", b"..")]
+    statuses = await branch.call(handle.caller, calls.stat_all, handle.fd, plain)
+    vault.same_branch(folder, branch)
+    by_name = dict(zip(plain, statuses, strict=True))
+    found: list[tuple[Node | None, os.stat_result | None]] = []
+    for name in names:
+        if name in by_name:
+            found.append((None, by_name[name]))
+            continue
+        if name == b"..":
+            node: FolderNode = folder.parent or folder
+        else:
+            node = folder if name == b"." else mounted[name]
+        try:
+            found.append((node, await status_of(vault, node, handle.caller)))
+        except OSError:
+            if node.branch.state is MountState.ALIVE and name not in mounted:
+                raise
+            found.append((node, _no_status()))
+    return found
+
+
+def _no_status() -> os.stat_result:
+    """What a folder shows of a branch that does not answer: a folder without any permission."""
+    return os.stat_result((stat.S_IFDIR, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+
+
+async def fsync_folder(vault: Vault, handle_id: int) -> None:
+    """fsync of a folder. What the file system cannot do counts as done."""
+    handle = vault.handles.folder(handle_id)
+    try:
+        await handle.node.branch.call_slowly(AGENT, os.fsync, handle.fd)
+    except OSError as failure:
+        if failure.errno != EINVAL:
+            raise
+
+
+async def release_folder(vault: Vault, handle_id: int) -> None:
+    """closedir."""
+    handle = vault.handles.remove_folder(handle_id)
+    if handle.entries is not None:
+        handle.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
+    await handle.node.branch.call(AGENT, os.close, handle.fd)
+
+
+async def figures(vault: Vault) -> os.statvfs_result:
+    """statvfs of the vault: the sums over its file systems, each counted once, in units of the root's."""
+    root = vault.branches[0]
+    total = await root.call(AGENT, os.fstatvfs, root.fd)
+    unit = total.f_frsize or 4096
+    blocks, free, available = total.f_blocks, total.f_bfree, total.f_bavail
+    files, files_free, files_available = total.f_files, total.f_ffree, total.f_favail
+    seen = {total.f_fsid or vault.tree.root.key}
+    for branch in vault.branches[1:]:
+        if branch.state is not MountState.ALIVE:
+            continue
+        try:
+            one = await branch.call(AGENT, os.fstatvfs, branch.fd)
+        except OSError:
+            continue
+        if one.f_fsid in seen:
+            continue
+        if one.f_fsid:
+            seen.add(one.f_fsid)
+        blocks += one.f_blocks * one.f_frsize // unit
+        free += one.f_bfree * one.f_frsize // unit
+        available += one.f_bavail * one.f_frsize // unit
+        files += one.f_files
+        files_free += one.f_ffree
+        files_available += one.f_favail
+    if not blocks:
+        raise error(EINVAL)
+    return os.statvfs_result(
+        (total.f_bsize, unit, blocks, free, available)
+        + (files, files_free, files_available, total.f_flag, total.f_namemax)
+    )

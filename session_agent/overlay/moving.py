@@ -1,0 +1,253 @@
+"""A rename from one branch to another, as the overlay sees it: the move, and the nodes and handles with it.
+
+The move itself (session_agent.moves) runs in a thread and knows neither nodes nor handles. Meanwhile
+whatever would change what is moved, or open it, waits (Vault.settled). Between commit and retire the open
+handles are put on the new place; afterwards the nodes follow, and keep their numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EBUSY
+
+import trio
+
+from session_agent.fsutil.at import Opened, open_at, stat_at
+from session_agent.fsutil.credentials import AGENT, Caller, assume
+from session_agent.fsutil.syscalls import RENAME_EXCHANGE
+from session_agent.moves.copy import Copied
+from session_agent.moves.engine import Outcome
+from session_agent.moves.engine import move as run_move
+from session_agent.moves.plan import Place, Request
+from session_agent.overlay import calls
+from session_agent.overlay.branches import OpenBranch
+from session_agent.overlay.handles import FolderHandle, Handle
+from session_agent.overlay.tree import FolderNode, Node, open_folders
+from session_agent.overlay.vault import Vault, error
+
+_NOT_AGAIN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND | os.O_DIRECT
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """A handle to put on the new place: where its file lies below the new name, and how to open it."""
+
+    fd: int
+    below: tuple[bytes, ...]
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of the move: the folder, the name in it, and the node that was there, if known."""
+
+    folder: FolderNode
+    name: bytes
+    node: Node | None
+    branch: OpenBranch
+
+
+async def move(
+    vault: Vault,
+    source_folder: FolderNode,
+    source_name: bytes,
+    target_folder: FolderNode,
+    target_name: bytes,
+    flags: int,
+    caller: Caller,
+) -> None:
+    """Rename across branches. OSError as rename(2) gives it; EBUSY if a branch hangs below the source."""
+    if vault.branch_below(source_folder, source_name):
+        raise error(EBUSY)
+    source = await _end(vault, source_folder, source_name)
+    target = await _end(vault, target_folder, target_name)
+    ends = (source, target) if flags & RENAME_EXCHANGE else (source,)
+    replaced = await _hold(vault, target)
+    # Descriptors of our own: those of the nodes may be closed while the thread is at work.
+    fds = [os.dup(await vault.folder_fd(end.folder)) for end in (source, target)]
+    places = [
+        Place(fd, end.name, path_of(end.folder, end.name))
+        for fd, end in zip(fds, (source, target), strict=True)
+    ]
+    try:
+        with _frozen(vault, ends):
+            await _idle(vault, ends)
+            switches = [_switches(vault, end.node) for end in ends]
+
+            def on_commit(_copied: tuple[Copied, ...]) -> None:
+                for handles, place in zip(switches, (places[1], places[0]), strict=False):
+                    _switch(place, handles)
+
+            request = Request(places[0], places[1], flags, caller)
+            outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
+            _follow(vault, source, target, flags, outcome)
+    except OSError:
+        if replaced is not None:
+            target.branch.close_later(replaced.fd)
+        raise
+    finally:
+        for fd in fds:
+            os.close(fd)
+    if replaced is None:
+        return
+    if outcome.strategy == "none" or flags & RENAME_EXCHANGE:
+        target.branch.close_later(replaced.fd)
+    else:
+        vault.hold(replaced, target.branch)
+
+
+async def _end(vault: Vault, folder: FolderNode, name: bytes) -> _End:
+    branch = folder.branch
+    fd = await vault.folder_fd(folder)
+    try:
+        status = await branch.call(AGENT, stat_at, fd, name)
+    except FileNotFoundError:
+        return _End(folder, name, None, branch)
+    key = vault.tree.key(branch, status.st_dev, status.st_ino)
+    return _End(folder, name, vault.tree.find(key), branch)
+
+
+async def _hold(vault: Vault, target: _End) -> Opened | None:
+    try:
+        fd = await vault.folder_fd(target.folder)
+        return await target.branch.call(AGENT, calls.reference, fd, target.name)
+    except FileNotFoundError:
+        return None
+
+
+def path_of(folder: FolderNode | None, name: bytes) -> str:
+    """The path in the vault, for messages."""
+    parts = [name]
+    while folder is not None and folder.parent is not None:
+        parts.append(folder.name)
+        folder = folder.parent
+    return "/".join(os.fsdecode(part) for part in reversed(parts))
+
+
+@contextmanager
+def _frozen(vault: Vault, ends: tuple[_End, ...]) -> Iterator[None]:
+    """Let whatever would open or change the ends wait."""
+    settled = trio.Event()
+    nodes = [end.node for end in ends if end.node is not None]
+    for node in nodes:
+        vault.moves[node] = settled
+    try:
+        yield
+    finally:
+        for node in nodes:
+            vault.moves.pop(node, None)
+        settled.set()
+
+
+def _is_below(node: Node, top: Node) -> bool:
+    step: Node | None = node
+    while step is not None:
+        if step is top:
+            return True
+        step = step.parent
+    return False
+
+
+async def _idle(vault: Vault, ends: tuple[_End, ...]) -> None:
+    """Wait until the writes under way in the ends have been carried out."""
+    for end in ends:
+        if end.node is None or not end.branch.remote:
+            continue
+        for handle in vault.handles.files():
+            while handle.writing and _is_below(handle.node, end.node):
+                await trio.sleep(0.01)
+
+
+def _switches(vault: Vault, top: Node | None) -> list[_Switch]:
+    """The open handles at or below `top`, with their places below it."""
+    switches: list[_Switch] = []
+    if top is None:
+        return switches
+    handles: list[Handle | FolderHandle] = [*vault.handles.files(), *vault.handles.folders()]
+    for handle in handles:
+        node = handle.node
+        unnamed = node.fd >= 0 and not isinstance(node, FolderNode)
+        if unnamed or not _is_below(node, top):
+            continue
+        below: list[bytes] = []
+        step: Node = node
+        while step is not top:
+            below.append(step.name)
+            assert step.parent is not None
+            step = step.parent
+        flags = os.O_DIRECTORY if isinstance(handle, FolderHandle) else handle.flags & ~_NOT_AGAIN
+        switches.append(_Switch(handle.fd, tuple(reversed(below)), flags))
+    return switches
+
+
+def _switch(place: Place, switches: list[_Switch]) -> None:
+    """In the move's thread: put the handles' descriptors on the files below `place`, same numbers."""
+    assume(AGENT)
+    for switch in switches:
+        *above, last = (place.name, *switch.below)
+        opened = open_folders(place.folder, above)
+        try:
+            fd = open_at(opened[-1].fd if opened else place.folder, last, switch.flags)
+        finally:
+            for folder in opened:
+                os.close(folder.fd)
+        os.dup2(fd, switch.fd, inheritable=False)
+        os.close(fd)
+
+
+def _follow(vault: Vault, source: _End, target: _End, flags: int, outcome: Outcome) -> None:
+    """Bring the nodes to where their files are now."""
+    if outcome.strategy == "none":
+        return
+    pairs = [(source, target)]
+    if flags & RENAME_EXCHANGE:
+        pairs.append((target, source))
+    for index, (old, new) in enumerate(pairs):
+        copied = outcome.copied[index] if outcome.copied else None
+        if old.node is not None:
+            old.node.parent, old.node.name = new.folder, new.name
+            old.node.cached_version = None
+            if old.branch is not new.branch or copied is not None:
+                _relocate(vault, old.node, old.branch, new.branch)
+        if copied is not None:
+            _rekey(vault, copied, old, new.branch)
+    for handle in vault.handles.folders():
+        if any(old.node is not None and _is_below(handle.node, old.node) for old, _ in pairs):
+            handle.restart()
+
+
+def _relocate(vault: Vault, top: Node, old: OpenBranch, new: OpenBranch) -> None:
+    """All folders below `top` lie in another branch now, and their descriptors lead to the old place."""
+    folders: set[FolderNode] = set()
+    for node in vault.tree.nodes():
+        if not _is_below(node, top):
+            continue
+        step: Node | None = node
+        while step is not None:  # those that only a child still knows included
+            if isinstance(step, FolderNode):
+                folders.add(step)
+            if step is top:
+                break
+            step = step.parent
+    for folder in folders:
+        vault.tree.detach(folder, old)
+        folder.transfer(new)
+    for handle in vault.handles.files():
+        if _is_below(handle.node, top):
+            handle.branch = new
+
+
+def _rekey(vault: Vault, copied: Copied, old: _End, new: OpenBranch) -> None:
+    """Give the nodes the identities of the copies."""
+    if old.node is None:
+        return
+    stack = [copied]
+    while stack:
+        one = stack.pop()
+        node = vault.tree.find(vault.tree.key(old.branch, *one.source.identity))
+        if node is not None and _is_below(node, old.node):
+            vault.tree.rekey(node, new, *one.copy)
+        stack.extend(one.entries.values())

@@ -1,0 +1,277 @@
+"""The thin layer between pyfuse3 and the operations: numbers and errors in, attributes out."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from errno import EIO, ENOSYS
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
+
+from session_agent.fsutil.credentials import Caller
+from session_agent.overlay import attributes, files, folders, names
+from session_agent.overlay.calls import Changes
+from session_agent.overlay.tree import Node
+from session_agent.overlay.vault import Entry, Vault
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def answered(handler: Callable[P, Awaitable[T]]) -> Callable[P, Any]:
+    """Turn what a handler raises into the errno for the program: the one place where that is done.
+
+    What nobody expected is logged with its traceback and becomes EIO.
+    """
+
+    @functools.wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except OSError as failure:
+            raise FUSEError(failure.errno or EIO) from None
+        except FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed unexpectedly", handler.__name__)
+            raise FUSEError(EIO) from None
+
+    return wrapper
+
+
+class VaultOperations(pyfuse3.Operations):
+    """The requests of the kernel, each passed on to the room it belongs to."""
+
+    supports_dot_lookup = True
+    enable_acl = True
+    enable_writeback_cache = False  # it would hide other sessions' changes (docs/overlay.md)
+
+    def __init__(self, vault: Vault, cache_seconds: float) -> None:
+        super().__init__()
+        self._vault = vault
+        self._timeout = cache_seconds
+        self._flushes = any(branch.remote for branch in vault.branches)
+
+    def _caller(self, ctx: RequestContext) -> Caller:
+        return self._vault.callers.caller(ctx.pid, ctx.uid, ctx.gid)
+
+    def _attributes(self, node: Node, status: os.stat_result) -> EntryAttributes:
+        out = EntryAttributes()
+        out.st_ino = node.id
+        out.generation = node.generation
+        out.entry_timeout = out.attr_timeout = self._timeout if status.st_ino else 0
+        out.st_mode = status.st_mode
+        out.st_nlink = status.st_nlink
+        out.st_uid = status.st_uid
+        out.st_gid = status.st_gid
+        out.st_rdev = status.st_rdev
+        out.st_size = status.st_size
+        out.st_blksize = status.st_blksize
+        out.st_blocks = status.st_blocks
+        out.st_atime_ns = status.st_atime_ns
+        out.st_mtime_ns = status.st_mtime_ns
+        out.st_ctime_ns = status.st_ctime_ns
+        return out
+
+    def _told(self, entry: Entry) -> EntryAttributes:
+        """The attributes of an entry that the kernel counts as looked up from now on."""
+        entry.node.lookups += 1
+        return self._attributes(*entry)
+
+    # Names
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        try:
+            return self._told(await names.lookup(self._vault, parent_inode, name, self._caller(ctx)))
+        except FileNotFoundError:
+            absent = EntryAttributes()
+            absent.st_ino = pyfuse3.InodeT(0)
+            absent.entry_timeout = self._timeout
+            return absent
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for node_id, count in inode_list:
+            self._vault.tree.forget(node_id, count)
+
+    @answered
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = self._caller(ctx)
+        return self._told(
+            await names.make_folder(self._vault, parent_inode, name, mode & 0o7777, caller)
+        )
+
+    @answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = self._caller(ctx)
+        return self._told(
+            await names.make_node(self._vault, parent_inode, name, mode, rdev, caller)
+        )
+
+    @answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = self._caller(ctx)
+        return self._told(
+            await names.make_symlink(self._vault, parent_inode, name, target, caller)
+        )
+
+    @answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = self._caller(ctx)
+        return self._told(
+            await names.link(self._vault, inode, new_parent_inode, new_name, caller)
+        )
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await names.unlink(self._vault, parent_inode, name, self._caller(ctx))
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await names.rmdir(self._vault, parent_inode, name, self._caller(ctx))
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
+        await names.rename(self._vault, *old, *new, flags, self._caller(ctx))
+
+    @answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        caller = self._caller(ctx)
+        handle, entry = await names.create(self._vault, parent_inode, name, flags, mode, caller)
+        return FileInfo(fh=pyfuse3.FileHandleT(handle)), self._told(entry)
+
+    # Attributes
+
+    @answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        status = await attributes.get_status(self._vault, inode, self._caller(ctx))
+        return self._attributes(self._vault.tree[inode], status)
+
+    @answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        caller = self._caller(ctx)
+        status = await attributes.set_attributes(self._vault, inode, changes, fh, caller)
+        return self._attributes(self._vault.tree[inode], status)
+
+    @answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await attributes.read_link(self._vault, inode, self._caller(ctx))
+
+    @answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return await attributes.get_xattr(self._vault, inode, name, self._caller(ctx))
+
+    @answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await attributes.set_xattr(self._vault, inode, name, value, self._caller(ctx))
+
+    @answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return await attributes.list_xattr(self._vault, inode, self._caller(ctx))
+
+    @answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await attributes.remove_xattr(self._vault, inode, name, self._caller(ctx))
+
+    # Files
+
+    @answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        handle, keep = await files.open_file(self._vault, inode, flags, self._caller(ctx))
+        return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=keep)
+
+    @answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await files.read(self._vault, fh, off, size)
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await files.write(self._vault, fh, off, buf)
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        if not self._flushes:
+            raise FUSEError(ENOSYS)  # the kernel asks no more: a third less for an open-read-close
+        await files.flush(self._vault, fh)
+
+    @answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await files.fsync(self._vault, fh, datasync)
+
+    @answered
+    async def release(self, fh: int) -> None:
+        await files.release(self._vault, fh)
+
+    # Folders
+
+    @answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return await folders.open_folder(self._vault, inode, self._caller(ctx))
+
+    @answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        def reply(name: bytes, node: Node, status: os.stat_result, position: int) -> bool:
+            return pyfuse3.readdir_reply(
+                token, pyfuse3.FileNameT(name), self._attributes(node, status), position
+            )
+
+        await folders.read_folder(self._vault, fh, start_id, reply)
+
+    @answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await folders.fsync_folder(self._vault, fh)
+
+    @answered
+    async def releasedir(self, fh: int) -> None:
+        await folders.release_folder(self._vault, fh)
+
+    @answered
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        figures = await folders.figures(self._vault)
+        out = pyfuse3.StatvfsData()
+        for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
+            setattr(out, f"f_{field}", getattr(figures, f"f_{field}"))
+        out.f_namemax = figures.f_namemax
+        return out
+
+

@@ -1,0 +1,162 @@
+"""The overlay as one thing: open the branches, mount, serve, unmount."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from dataclasses import dataclass
+
+import pyfuse3
+
+from session_agent.errors import MountError, TimeLimitError
+from session_agent.fsutil import bounded
+from session_agent.fsutil.at import FOLDER
+from session_agent.fsutil.credentials import AGENT
+from session_agent.model import Branch, MountKind, MountState, Mode, Session
+from session_agent.overlay.branches import OpenBranch, RemoteBranch
+from session_agent.overlay.operations import VaultOperations
+from session_agent.overlay.vault import Vault
+
+log = logging.getLogger(__name__)
+
+FSTYPE = "fuse.session-agent"
+SOURCE = "session-agent"
+
+_FUSE_CONF = "/etc/fuse.conf"
+_WORKERS = 32  # requests that may wait for remote branches at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayOptions:
+    """How the overlay serves.
+
+    `cache_seconds`: how long the kernel may answer from what it was told (names, attributes).
+    `remote_time_limit`: seconds after which a call into a remote branch makes the agent probe it.
+    """
+
+    cache_seconds: float = 1.0
+    remote_time_limit: float = 5.0
+
+
+class Overlay:
+    """The overlay of one session. Use: open_branches, mount, run, and close in any case."""
+
+    def __init__(
+        self, session: Session, options: OverlayOptions, mountpoint: str | None = None
+    ) -> None:
+        self._session = session
+        self._options = options
+        self._mountpoint = mountpoint or session.vault
+        self._vault: Vault | None = None
+        self._mounted = False
+
+    def open_branches(self) -> list[str]:
+        """Open every branch, before the overlay covers their paths. Answers what could not be opened.
+
+        MountError if the root branch cannot be opened: without it there is no vault.
+        """
+        _allow_many_descriptors()
+        warnings: list[str] = []
+        root = Branch(
+            "", self._session.root_branch, Mode.RW, MountState.ALIVE, MountKind.LOCAL
+        )
+        try:
+            root_fd = os.open(root.path, FOLDER & ~os.O_NOFOLLOW)
+        except OSError as error:
+            raise MountError(
+                f"The root branch {root.path} cannot be opened: {error.strerror}.",
+                "Create the folder, or name another one as root_branch.",
+            ) from error
+        branches: list[OpenBranch] = []
+        for index, branch in enumerate(self._session.branches, start=1):
+            if branch.path == root.path:
+                continue  # it is shown as the vault itself
+            fd = _open_root(branch)
+            if fd < 0:
+                warnings.append(f"{branch.name} cannot be opened")
+            if branch.kind.remote:
+                branches.append(
+                    RemoteBranch(index, branch, fd, self._options.remote_time_limit)
+                )
+            elif fd >= 0:
+                branches.append(OpenBranch(index, branch, fd))
+        self._vault = Vault(OpenBranch(0, root, root_fd), branches)
+        return warnings
+
+    def mount(self) -> None:
+        """Mount at the vault's path. MountError if the system refuses."""
+        assert self._vault is not None
+        options = {f"fsname={SOURCE}", f"subtype={SOURCE}", "default_permissions"}
+        if AGENT.uid == 0 or _user_allow_other():
+            options.add("allow_other")
+        os.umask(0)  # the kernel has applied the caller's already
+        sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
+        operations = VaultOperations(self._vault, self._options.cache_seconds)
+        try:
+            pyfuse3.init(operations, self._mountpoint, options)
+        except RuntimeError as error:
+            raise MountError(
+                f"The overlay cannot be mounted at {self._mountpoint} ({error}).",
+                "The container needs /dev/fuse and the capability SYS_ADMIN,"
+                " or fusermount3 when the agent runs as a user.",
+            ) from error
+        self._mounted = True
+
+    async def run(self) -> None:
+        """Serve until unmounted or stopped."""
+        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
+
+    def stop(self) -> None:
+        """Make `run` return. To be called in the trio thread."""
+        pyfuse3.terminate()
+
+    def close(self) -> None:
+        """Unmount, and close every descriptor."""
+        if self._mounted:
+            self._mounted = False
+            pyfuse3.close(unmount=True)
+        if self._vault is not None:
+            self._vault.close()
+            self._vault = None
+
+    def branch_states(self) -> dict[str, MountState]:
+        """The state of every branch, by its name."""
+        if self._vault is None:
+            return {}
+        return {branch.info.name: branch.state for branch in self._vault.branches[1:]}
+
+
+def _open_root(branch: Branch) -> int:
+    """The branch's O_PATH descriptor, or -1. That needs nothing of the file system that is mounted there,
+
+    unless the way to it leads through one that hangs: so another process tries first.
+    """
+
+    def attempt() -> int:
+        os.close(os.open(branch.path, FOLDER & ~os.O_NOFOLLOW))
+        return 0
+
+    try:
+        if branch.state is not MountState.ALIVE:
+            bounded.run(attempt, int, time_limit=1.0)
+        return os.open(branch.path, FOLDER & ~os.O_NOFOLLOW)
+    except (OSError, TimeLimitError):
+        return -1
+
+
+def _allow_many_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _user_allow_other() -> bool:
+    try:
+        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False
+
+

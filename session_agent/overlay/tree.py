@@ -1,0 +1,306 @@
+"""The nodes: what the kernel knows of the vault by number, and where each lies in its branch.
+
+A folder's node holds an O_PATH descriptor, a file's node its parent and its name there. So every backing
+call resolves one name in one folder that the kernel has pinned, and the rename of a folder changes its own
+node only, whatever lies below.
+
+A node's number is its `st_ino`. It is made from the backing inode number, so that it is the same after the
+kernel has forgotten the node and looked it up again, and from a number for each pair of branch and device,
+so that two branches' files never look like hard links of each other.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NewType
+
+from session_agent.fsutil.at import FOLDER, Opened, open_at
+
+if TYPE_CHECKING:
+    from session_agent.overlay.branches import OpenBranch
+    from session_agent.overlay.handles import Handle
+
+NodeId = NewType("NodeId", int)
+Key = NewType("Key", int)
+
+ROOT_ID = NodeId(1)
+
+# Up to 31 pairs of branch and device give numbers below 2**53, which programs that keep numbers as
+# floating point (Electron's fs.Stats) still tell apart.
+_INODE_BITS = 48
+_HASHED = 1 << 62
+
+
+class Node:
+    """Something the kernel knows. `lookups` counts how often it was told of it and has not forgotten."""
+
+    __slots__ = (
+        "cached_version",
+        "fd",
+        "format",
+        "generation",
+        "handles",
+        "id",
+        "key",
+        "lookups",
+        "name",
+        "parent",
+    )
+
+    def __init__(self, node_id: NodeId, key: Key, parent: FolderNode | None, name: bytes) -> None:
+        self.id = node_id
+        self.key = key
+        # Where it was last seen. None only for the root.
+        self.parent = parent
+        self.name = name
+        self.format = 0  # the S_IFMT part of its mode, which never changes while `generation` stays
+        self.generation = 0
+        self.lookups = 0
+        # A folder: its O_PATH descriptor, -1 while closed. A file: an O_PATH descriptor once it has lost
+        # the name above, since nothing else leads to it any more; -1 before.
+        self.fd = -1
+        self.handles: list[Handle] | None = None  # open handles, None for none
+        # (mtime, ctime, size) that the kernel's cached pages belong to; None: unknown
+        self.cached_version: tuple[int, int, int] | None = None
+
+    @property
+    def branch(self) -> OpenBranch:
+        """The branch that it lies in."""
+        assert self.parent is not None
+        return self.parent.branch
+
+
+class FolderNode(Node):
+    """A folder. `mounted` are the branches that are shown as entries of it."""
+
+    __slots__ = ("_branch", "mounted")
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        key: Key,
+        parent: FolderNode | None,
+        name: bytes,
+        branch: OpenBranch,
+    ) -> None:
+        super().__init__(node_id, key, parent, name)
+        self.format = stat.S_IFDIR
+        self._branch = branch
+        self.mounted: dict[bytes, FolderNode] | None = None
+
+    @property
+    def branch(self) -> OpenBranch:
+        """The branch that its entries lie in, be it the root of that branch."""
+        return self._branch
+
+    @property
+    def is_branch_root(self) -> bool:
+        """Whether it is the place where a branch begins: it can be neither moved nor removed."""
+        return self.parent is None or self.parent.branch is not self._branch
+
+    def transfer(self, branch: OpenBranch) -> None:
+        """It lies in another branch now (after a move)."""
+        self._branch = branch
+
+
+class Tree:
+    """All nodes that the kernel knows, by number, and the open descriptors of folders among them."""
+
+    def __init__(self, root_branch: OpenBranch, folder_limit: int) -> None:
+        self._serial: dict[tuple[int, int], int] = {}
+        self._by_id: dict[NodeId, Node] = {}
+        # Numbers that differ from the key: nodes that a move took to another inode, and clashes.
+        self._elsewhere: dict[Key, Node] = {}
+        self._spare = _HASHED
+        self._open_folders: OrderedDict[NodeId, FolderNode] = OrderedDict()
+        self._folder_limit = folder_limit
+        self.root = FolderNode(ROOT_ID, Key(ROOT_ID), None, b"", root_branch)
+        self.root.fd = root_branch.fd
+        self.root.lookups = 1
+        self._by_id[ROOT_ID] = self.root
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __getitem__(self, node_id: int) -> Node:
+        return self._by_id[NodeId(node_id)]
+
+    def folder(self, node_id: int) -> FolderNode:
+        """The folder with that number. NotADirectoryError if it is something else."""
+        node = self._by_id[NodeId(node_id)]
+        if type(node) is not FolderNode:
+            raise NotADirectoryError(20, os.strerror(20))
+        return node
+
+    def nodes(self) -> Iterable[Node]:
+        """All nodes, for the rare cases that must look at each."""
+        return self._by_id.values()
+
+    def key(self, branch: OpenBranch, device: int, inode: int) -> Key:
+        """The identity of a backing file, as one number."""
+        serial = branch.serials.get(device)
+        if serial is None:
+            serial = self._serial.setdefault((branch.index, device), len(self._serial) + 1)
+            branch.serials[device] = serial
+        if inode >> _INODE_BITS == 0:
+            return Key(serial << _INODE_BITS | inode)
+        # Inode numbers of 64 bits (CIFS, some FUSE servers): spread over the upper range. A clash of two
+        # is found and resolved when the second node is made.
+        digest = blake2b(b"%d %d" % (serial, inode), digest_size=8).digest()
+        return Key(_HASHED | int.from_bytes(digest, "big") >> 2)
+
+    def add_branch_root(self, branch: OpenBranch, parent: FolderNode, name: bytes) -> FolderNode:
+        """Show `branch` as the entry `name` of `parent`. Its node is never forgotten."""
+        # No file has inode number 0. A remote branch may be dead, so its device is not asked for.
+        key = self.key(branch, -1 if branch.remote else os.fstat(branch.fd).st_dev, 0)
+        node = FolderNode(NodeId(key), key, parent, name, branch)
+        node.fd = branch.fd
+        node.lookups = 1
+        self._by_id[node.id] = node
+        if parent.mounted is None:
+            parent.mounted = {}
+        parent.mounted[name] = node
+        return node
+
+    def find(self, key: Key) -> Node | None:
+        """The node of a backing file, if the kernel knows it."""
+        node = self._by_id.get(NodeId(key))
+        if node is not None and node.key == key:
+            return node
+        return self._elsewhere.get(key)
+
+    def found(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
+        """The node for what a backing call found at `name` in `parent`: the known one, or a new one.
+
+        The caller adds to `lookups` once the kernel is told of it.
+        """
+        key = self.key(parent.branch, status.st_dev, status.st_ino)
+        node = self._by_id.get(NodeId(key))
+        if node is None or node.key != key:
+            node = self._elsewhere.get(key)
+            if node is None:
+                return self._new(key, parent, name, status)
+        file_format = status.st_mode & 0o170000
+        if file_format != node.format:
+            # Another file got the inode number of one that went behind our back. The new generation tells
+            # the kernel so; under the old one a changed type would be an I/O error for good.
+            return self._replace(node, parent, name, status)
+        if node.fd >= 0 and file_format != stat.S_IFDIR:
+            node.parent.branch.close_later(node.fd)  # type: ignore[union-attr]  # it has a name again
+            node.fd = -1
+        node.parent = parent
+        node.name = name
+        return node
+
+    def _new(self, key: Key, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
+        node_id = NodeId(key)
+        if node_id in self._by_id:
+            self._spare += 1
+            node_id = NodeId(self._spare)
+        node: Node
+        if status.st_mode & 0o170000 == stat.S_IFDIR:
+            node = FolderNode(node_id, key, parent, name, parent.branch)
+        else:
+            node = Node(node_id, key, parent, name)
+            node.format = status.st_mode & 0o170000
+        self._by_id[node_id] = node
+        if int(node_id) != int(key):
+            self._elsewhere[key] = node
+        return node
+
+    def _replace(
+        self, old: Node, parent: FolderNode, name: bytes, status: os.stat_result
+    ) -> Node:
+        self._close(old)
+        del self._by_id[old.id]
+        self._elsewhere.pop(old.key, None)
+        node = self._new(old.key, parent, name, status)
+        if node.id == old.id:
+            node.generation = old.generation + 1
+            node.lookups = old.lookups  # the kernel will forget the old one under the same number
+        return node
+
+    def rekey(self, node: Node, branch: OpenBranch, device: int, inode: int) -> None:
+        """The node's file has become another backing file (after a move). It keeps its number."""
+        self._elsewhere.pop(node.key, None)
+        node.key = self.key(branch, device, inode)
+        other = self.find(node.key)
+        if other is not None and other is not node:
+            # A node of a file that was deleted behind our back, and whose inode number was used again.
+            # It keeps its number until the kernel forgets it, but is no file's any more.
+            other.key = Key(-other.id)
+        if int(node.id) != int(node.key):
+            self._elsewhere[node.key] = node
+
+    def forget(self, node_id: int, count: int) -> None:
+        """The kernel forgets `count` lookups; a node with none left is dropped and its descriptor closed."""
+        node = self._by_id.get(NodeId(node_id))
+        if node is None:
+            return
+        node.lookups -= count
+        if node.lookups > 0 or node is self.root:
+            return
+        if type(node) is FolderNode and node.is_branch_root:
+            node.lookups = 0
+            return
+        self._close(node)
+        del self._by_id[node.id]
+        self._elsewhere.pop(node.key, None)
+
+    def drop_unused(self, node: Node) -> None:
+        """Drop a node that the kernel was not told of after all."""
+        if node.lookups <= 0:
+            self.forget(node.id, 0)
+
+    def detach(self, node: FolderNode, branch: OpenBranch) -> None:
+        """Close the folder's descriptor, which leads into `branch`; it is opened anew when needed."""
+        self._open_folders.pop(node.id, None)
+        if node.fd >= 0:
+            fd, node.fd = node.fd, -1
+            branch.close_later(fd)
+
+    def _close(self, node: Node) -> None:
+        self._open_folders.pop(node.id, None)
+        if node.fd >= 0:
+            fd, node.fd = node.fd, -1
+            node.branch.close_later(fd)
+
+    def opened(self, node: FolderNode, fd: int) -> None:
+        """Keep `fd` as the folder's descriptor; the one longest unused is closed when there are too many."""
+        if node.fd >= 0:
+            node.branch.close_later(fd)
+            return
+        node.fd = fd
+        self._open_folders[node.id] = node
+        while len(self._open_folders) > self._folder_limit:
+            _, oldest = self._open_folders.popitem(last=False)
+            oldest_fd, oldest.fd = oldest.fd, -1
+            oldest.branch.close_later(oldest_fd)
+
+    def close_all(self) -> None:
+        """Close every descriptor that a node holds."""
+        for node in list(self._by_id.values()):
+            if node is not self.root and not (type(node) is FolderNode and node.is_branch_root):
+                self._close(node)
+
+
+def open_folders(start: int, names: list[bytes]) -> list[Opened]:
+    """Open the folders `names` one below the other, from `start` on: O_PATH descriptors.
+
+    Whether they are the folders that were meant is for the caller to compare.
+    """
+    opened: list[Opened] = []
+    folder = start
+    try:
+        for name in names:
+            folder = open_at(folder, name, FOLDER)
+            opened.append(Opened(folder, os.fstat(folder)))
+    except OSError:
+        for fd, _ in opened:
+            os.close(fd)
+        raise
+    return opened

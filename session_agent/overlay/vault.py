@@ -1,0 +1,181 @@
+"""The vault's state, and how an operation gets from a node to a descriptor it can work with.
+
+The operations themselves are in names, attributes, files, folders and moving. Each is called with the
+caller's identity and raises OSError with the errno that the program is to see.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from errno import EPERM, ESTALE
+from typing import NamedTuple
+
+import trio
+
+from session_agent.fsutil.at import Opened
+from session_agent.fsutil.credentials import AGENT, Caller, CallerCache
+from session_agent.overlay import calls
+from session_agent.overlay.branches import OpenBranch
+from session_agent.overlay.handles import HandleTable
+from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
+
+RESERVED_PREFIX = b".~session-agent-"
+"""Names that begin so are the moves' own and never shown: garbage by construction (invariant 2)."""
+
+
+class Entry(NamedTuple):
+    """What the kernel is told of a node."""
+
+    node: Node
+    status: os.stat_result
+
+
+def error(number: int) -> OSError:
+    """The OSError of that errno, to be raised."""
+    return OSError(number, os.strerror(number))
+
+
+class Vault:
+    """All that the operations share."""
+
+    def __init__(
+        self, root_branch: OpenBranch, branches: Sequence[OpenBranch], folder_limit: int = 4096
+    ) -> None:
+        self.branches = (root_branch, *branches)
+        self.tree = Tree(root_branch, folder_limit)
+        self.handles = HandleTable()
+        self.callers = CallerCache()
+        self.moves: dict[Node, trio.Event] = {}  # what is being moved to another branch
+        self.branch_roots: list[FolderNode] = []
+        for branch in sorted(branches, key=lambda branch: branch.info.name.count("/")):
+            self._add_branch(branch)
+
+    def _add_branch(self, branch: OpenBranch) -> None:
+        """Hang the branch into the tree; its parent folders exist by then, or are found by the kernel."""
+        *above, last = [os.fsencode(part) for part in branch.info.name.split("/")]
+        folder = self.tree.root
+        for name in above:
+            if folder.mounted is not None and name in folder.mounted:
+                folder = folder.mounted[name]
+                continue
+            found = open_folders(folder.fd, [name])[0]
+            node = self.tree.found(folder, name, found.status)
+            assert isinstance(node, FolderNode)
+            node.lookups += 1  # never forgotten: a branch hangs on it
+            if node.fd < 0:
+                node.fd = found.fd
+            else:
+                os.close(found.fd)
+            folder = node
+        self.branch_roots.append(self.tree.add_branch_root(branch, folder, last))
+
+    def branch_below(self, parent: FolderNode, name: bytes) -> bool:
+        """Whether a branch hangs somewhere below the entry `name`, which then is no empty folder."""
+        for root in self.branch_roots:
+            folder: Node | None = root.parent
+            while folder is not None and folder.parent is not None:
+                if folder.parent is parent and folder.name == name:
+                    return True
+                folder = folder.parent
+        return False
+
+    # From nodes to descriptors
+
+    async def folder_fd(self, folder: FolderNode) -> int:
+        """The folder's O_PATH descriptor, opened again from the nearest open folder above if need be.
+
+        ESTALE if another folder has taken its place meanwhile.
+        """
+        if folder.fd >= 0:
+            return folder.fd
+        chain = [folder]
+        while (above := chain[-1].parent) is not None and above.fd < 0:
+            if chain[-1].is_branch_root:  # dead since the start
+                break
+            chain.append(above)
+        if above is None or chain[-1].is_branch_root:
+            raise await self._unavailable(folder.branch)
+        chain.reverse()
+        branch = folder.branch
+        found = await branch.call(AGENT, open_folders, above.fd, [node.name for node in chain])
+        for node, (fd, status) in zip(chain, found, strict=True):
+            if self.tree.key(branch, status.st_dev, status.st_ino) == node.key:
+                self.tree.opened(node, fd)
+            else:
+                branch.close_later(fd)
+        if folder.fd < 0:
+            raise error(ESTALE)
+        return folder.fd
+
+    async def _unavailable(self, branch: OpenBranch) -> OSError:
+        try:
+            await branch.call(AGENT, os.fstat, branch.fd)
+        except OSError as failure:
+            return failure
+        return error(ESTALE)
+
+    def check(self, node: Node, branch: OpenBranch, status: os.stat_result) -> None:
+        """ESTALE unless `status` is that of the node: the kernel then looks the name up anew."""
+        if self.tree.key(branch, status.st_dev, status.st_ino) != node.key:
+            raise error(ESTALE)
+
+    async def reference(self, node: Node, caller: Caller) -> tuple[int, bool]:
+        """A descriptor of the node, O_PATH perhaps, and whether the caller is to close it."""
+        if node.fd >= 0:
+            return node.fd, False
+        if node.handles:
+            return node.handles[0].fd, False
+        if isinstance(node, FolderNode):
+            return await self.folder_fd(node), False
+        assert node.parent is not None
+        branch = node.branch
+        folder = await self.folder_fd(node.parent)
+        try:
+            fd, status = await branch.call(caller, calls.reference, folder, node.name)
+        except FileNotFoundError:
+            raise error(ESTALE) from None
+        try:
+            self.check(node, branch, status)
+        except OSError:
+            branch.close_later(fd)
+            raise
+        return fd, True
+
+    # What every operation on a name must observe
+
+    def check_name(self, folder: FolderNode, name: bytes) -> None:
+        """EPERM for a reserved name."""
+        if name.startswith(RESERVED_PREFIX):
+            raise error(EPERM)
+
+    async def settled(self, node: Node | None) -> None:
+        """Wait while the node, or a folder that it lies in, is being moved to another branch."""
+        while node is not None:
+            event = self.moves.get(node)
+            if event is not None:
+                await event.wait()
+            node = node.parent
+
+    def same_branch(self, node: Node, branch: OpenBranch) -> None:
+        """ESTALE if the node has come to another branch while a call was under way."""
+        if node.branch is not branch:
+            raise error(ESTALE)
+
+    def hold(self, held: Opened, branch: OpenBranch) -> None:
+        """Keep what has just lost its name reachable for as long as the kernel knows it."""
+        node = self.tree.find(self.tree.key(branch, held.status.st_dev, held.status.st_ino))
+        if node is None or node.lookups <= 0 or node.fd >= 0:
+            branch.close_later(held.fd)
+        elif isinstance(node, FolderNode):
+            self.tree.opened(node, held.fd)
+        else:
+            node.fd = held.fd
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for fd in self.handles.drain():
+            os.close(fd)
+        self.tree.close_all()
+        for branch in self.branches:
+            branch.close()
