@@ -217,18 +217,19 @@ def test_runs_as_the_user_completely(tmp_path: Path) -> None:
 
     def identity() -> list[list[int]]:
         mask = os.umask(0)
+        os.umask(mask)
         return [list(os.getresuid()), list(os.getresgid()), sorted(os.getgroups()), [mask]]
 
+    mask = os.umask(0o007)
     before = identity()
-    os.umask(before[3][0])
     assert bounded.run(identity, list[list[int]], time_limit=LIMIT, user=NOBODY) == [
         [65534] * 3,
         [65534] * 3,
         [12345, 65534],
         [0o022],
     ]
-    assert identity()[:3] == before[:3]
-    os.umask(before[3][0])
+    assert identity() == before
+    os.umask(mask)
     assert bounded.run(secret.read_text, str, time_limit=LIMIT) == "secret"
     with pytest.raises(PermissionError):
         bounded.run(secret.read_text, str, time_limit=LIMIT, user=NOBODY)
@@ -243,16 +244,17 @@ def test_nothing_of_the_caller_is_held_open(tmp_path: Path) -> None:
     locked = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(locked, fcntl.LOCK_EX)
     plain = os.open(tmp_path / "plain", os.O_CREAT | os.O_RDWR)
+    device = os.open("/dev/zero", os.O_RDONLY)
     try:
         fds = bounded.run(lambda: sorted(_fds()), list[str], time_limit=LIMIT)
         kept = bounded.run(lambda: os.fstat(folder).st_ino, int, time_limit=LIMIT, keep=[folder])
     finally:
-        for fd in (read_end, write_end, folder, locked, plain):
+        for fd in (read_end, write_end, folder, locked, plain, device):
             os.close(fd)
     assert {"0 /dev/null", "1 /dev/null", "2 /dev/null"} <= set(fds)
     targets = [line.partition(" ")[2] for line in fds]
     assert sum(target.startswith("pipe:") for target in targets) == 1
-    assert not {str(tmp_path), str(tmp_path / "lock")} & set(targets)
+    assert not {str(tmp_path), str(tmp_path / "lock"), "/dev/zero"} & set(targets)
     assert str(tmp_path / "plain") in targets
     assert kept == tmp_path.stat().st_ino
 
