@@ -1,5 +1,5 @@
-"""Obsidian's settings in the vault (`.obsidian`: app.json, core-plugins.json, bookmarks.json) and its
-list of vaults (obsidian.json in the user's home).
+"""Obsidian's settings in the vault (`.obsidian`: app.json, core-plugins.json, bookmarks.json), and
+its list of vaults (obsidian.json in the user's home).
 
 The agent owns a few named keys and one group of bookmarks, and only as long as the user leaves them
 as written (see `merge`). Everything else keeps its value and its place. A file that is not
