@@ -69,15 +69,11 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """All that was configured. `file` is the file that was read, "" if there is none.
-
-    `config` is what selected the file (the option's value), to be handed on to another process.
-    """
+    """All that was configured. `file` is the absolute path that was read, "" if there is none."""
 
     settings: Settings = Settings()
     environment: Environment = Environment()
     file: str = ""
-    config: str | None = None
 
 
 def load(config: str | None = None, environ: Mapping[str, str] | None = None) -> Loaded:
@@ -100,7 +96,6 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
             kasm_user_name=variables.get("KASM_USER_NAME", ""),
         ),
         file="" if data is None else path,
-        config=config,
     )
 
 
@@ -329,7 +324,7 @@ def _checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], s
     mounts, overlay = settings.mounts, settings.overlay
     return [
         ("vault", settings.vault, _is_folder, _FOLDER.format("/vault")),
-        ("root_branch", settings.root_branch, _is_folder, _FOLDER.format("/vault/personal")),
+        ("root_branch", settings.root_branch, _is_folder, _FOLDER.format("/srv/notes")),
         ("state_dir", settings.state_dir, _is_folder, _FOLDER.format("/var/lib/session-agent")),
         ("user", settings.user, _is_user, "expected a user's name or number"),
         ("mounts.include", mounts.include, _is_pattern_list, patterns),

@@ -1,0 +1,172 @@
+"""Asking the running agent: one line of JSON each way over a unix socket in the state directory.
+
+The socket has mode 0600 and belongs to the session user. Both sides check who the other is
+(SO_PEERCRED): the agent answers root, itself and the session user; the client believes the same.
+A socket's path may have 107 bytes only, so it is reached through the state directory's descriptor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from session_agent.errors import ControlError, TimeLimitError
+from session_agent.fsutil import bounded
+from session_agent.lifecycle import state
+from session_agent.lifecycle.session import Place
+from session_agent.model import printable
+
+VERSION = 1
+REQUEST_LIMIT = 4096  # bytes
+ANSWER_LIMIT = 1 << 20  # bytes
+ANSWER_SECONDS = 1.5
+
+Verb = Literal["status", "stop"]
+Message = TypeVar("Message", "Request", "Answer")
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client says."""
+
+    version: int
+    verb: Verb
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the agent says: a document, or an error with its hint."""
+
+    version: int = VERSION
+    document: dict[str, Any] | None = None
+    error: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The agent that holds the state directory's lock.
+
+    `document` is its status, None if it gave no answer; `problem` then says why. `pid` is 0 for an
+    agent in another container: two sessions then share one state directory, in one home perhaps.
+    """
+
+    pid: int
+    document: dict[str, Any] | None = None
+    problem: str = ""
+
+
+def consult(place: Place, verb: Verb = "status") -> Running | None:
+    """Who serves this session, and the answer to `verb`; None if nobody does.
+
+    All of it is done with the session user's rights, in a child: the home may hang. Raises
+    ControlError if the state directory does not answer.
+    """
+    limit = 2 * ANSWER_SECONDS
+    try:
+        found = bounded.run(
+            lambda: _consult(place.state_dir, place.user.uid, verb),
+            list[Running],
+            time_limit=limit,
+            user=place.user,
+        )
+    except TimeLimitError:
+        raise ControlError(
+            f"The state directory {printable(place.state_dir)} does not answer.",
+            "See what the home is mounted from, or set `state_dir` to a local folder.",
+        ) from None
+    except OSError as error:
+        raise ControlError(
+            f"The state directory {printable(place.state_dir)} cannot be read: {error.strerror}.",
+            "Only root and the session user can ask the agent.",
+        ) from None
+    return found[0] if found else None
+
+
+def _consult(state_dir: str, uid: int, verb: Verb) -> list[Running]:
+    folder = state.find(state_dir)
+    if folder is None:
+        return []
+    pid = state.holder(folder)
+    if pid is None:
+        return []
+    if pid <= 0:  # the kernel has no number for it in this PID namespace
+        problem = f"An agent in another container uses the state directory {printable(state_dir)}."
+        return [Running(0, None, problem)]
+    try:
+        return [Running(pid, ask(folder, verb, {0, uid}))]
+    except ControlError as error:
+        return [Running(pid, None, str(error))]
+
+
+def ask(folder: int, verb: Verb, trusted: set[int]) -> dict[str, Any]:
+    """What the agent of the state directory `folder` answers. Raises ControlError."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.connect(address(folder))
+            if peer(connection.getsockopt)[1] not in {*trusted, os.geteuid()}:
+                raise ControlError("The control socket is somebody else's.", "Remove it.")
+            connection.sendall(encode(Request(VERSION, verb)))
+            line = _receive(connection, deadline)
+        except TimeoutError:
+            raise ControlError(
+                f"The agent gives no answer within {ANSWER_SECONDS:g} s.",
+                "`session-agent stop --force` ends it.",
+            ) from None
+        except OSError as error:
+            raise ControlError(f"The agent cannot be asked: {error.strerror}.") from None
+    return _document(line)
+
+
+def _receive(connection: socket.socket, deadline: float) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) <= ANSWER_LIMIT:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = connection.recv(65536)
+        if not chunk:
+            break
+        line += chunk
+    return line
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    try:
+        answer = decode(line, Answer)
+    except ValueError:
+        raise ControlError("The agent's answer is not understood.") from None
+    if answer.error:
+        raise ControlError(answer.error, answer.hint)
+    return answer.document or {}
+
+
+def address(folder: int) -> str:
+    """The control socket's address by way of the open state directory."""
+    return f"/proc/self/fd/{folder}/{state.SOCKET}"
+
+
+def peer(getsockopt: Callable[[int, int, int], bytes]) -> tuple[int, int]:
+    """Process id and uid of a socket's other side, as the kernel knows them (SO_PEERCRED, unix(7))."""
+    credentials = getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid
+
+
+def encode(message: Request | Answer) -> bytes:
+    """One line. Through `json`, which passes on file names that are not UTF-8."""
+    return json.dumps(msgspec.to_builtins(message)).encode("ascii") + b"\n"
+
+
+def decode(line: bytes, kind: type[Message]) -> Message:
+    """The message in one line. Raises ValueError for anything else."""
+    try:
+        return msgspec.convert(json.loads(line), kind)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

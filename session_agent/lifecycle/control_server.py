@@ -1,0 +1,108 @@
+"""The running agent's side of the control socket. Requests are small, and none waits for long."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from session_agent.errors import ControlError
+from session_agent.fsutil.credentials import acting_as
+from session_agent.lifecycle import control, state
+from session_agent.lifecycle.control import Answer, Request
+from session_agent.model import SessionUser
+
+log = logging.getLogger(__name__)
+
+_CLIENT_SECONDS = 5.0  # from connect to the answer's last byte
+_CLIENTS = 16  # served at a time; more are turned away
+
+Handler = Callable[[], dict[str, Any]]
+
+
+class ControlServer:
+    """Listens in the state directory `folder`. `handlers` is called in the trio thread, by verb."""
+
+    def __init__(self, folder: int, user: SessionUser, handlers: dict[str, Handler]) -> None:
+        self._handlers = handlers
+        self._trusted = {0, os.geteuid(), user.uid}
+        self._clients = 0
+        self._socket = _listen(folder, user)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
+        await trio.serve_listeners(self._serve, [listener])
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """One client. Whatever it does, it harms nobody but itself."""
+        if self._clients >= _CLIENTS:
+            await stream.aclose()
+            return
+        self._clients += 1
+        try:
+            with trio.move_on_after(_CLIENT_SECONDS), suppress(trio.BrokenResourceError):
+                async with stream:
+                    pid, uid = control.peer(stream.getsockopt)
+                    answer = await self._answer(stream, pid, uid)
+                    await stream.send_all(control.encode(answer))
+        finally:
+            self._clients -= 1
+
+    async def _answer(self, stream: trio.SocketStream, pid: int, uid: int) -> Answer:
+        if uid not in self._trusted:
+            log.warning("process %d of user %d was refused at the control socket", pid, uid)
+            return Answer(error="Only root and the session user may ask.")
+        line = b""
+        while not line.endswith(b"\n") and len(line) <= control.REQUEST_LIMIT:
+            chunk = await stream.receive_some(control.REQUEST_LIMIT)
+            if not chunk:
+                break
+            line += chunk
+        try:
+            request = control.decode(line[: control.REQUEST_LIMIT], Request)
+        except ValueError:
+            return Answer(error="The request is not understood.")
+        if request.version != control.VERSION:
+            return Answer(
+                error=f"The agent speaks version {control.VERSION}, not {request.version}.",
+                hint="Restart the agent after an upgrade: session-agent stop, then first-launch.",
+            )
+        return Answer(document=self._handlers[request.verb]())
+
+
+def _listen(folder: int, user: SessionUser) -> socket.socket:
+    """A listening socket, in place of the one that an earlier agent left."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with acting_as(user):
+            with suppress(FileNotFoundError):
+                _remove_socket(folder)
+            # What bind(2) creates has the permissions that the umask leaves.
+            before = os.umask(0o177)
+            try:
+                server.bind(control.address(folder))
+            finally:
+                os.umask(before)
+        server.listen(_CLIENTS)
+        server.setblocking(False)
+    except OSError as error:
+        server.close()
+        raise ControlError(
+            f"The control socket cannot be made: {error.strerror}.",
+            "Set `state_dir` to a folder on a local file system.",
+        ) from None
+    return server
+
+
+def _remove_socket(folder: int) -> None:
+    if stat.S_ISDIR(os.stat(state.SOCKET, dir_fd=folder, follow_symlinks=False).st_mode):
+        os.rmdir(state.SOCKET, dir_fd=folder)
+    else:
+        os.unlink(state.SOCKET, dir_fd=folder)

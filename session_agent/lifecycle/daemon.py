@@ -1,0 +1,189 @@
+"""Starting `session-agent serve` so that it outlives its starter, and ending it.
+
+Until the vault is ready the daemon holds a pipe to its starter: it says so there with one line of
+JSON. The pipe is its standard error too, so what kills it early is not lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+import session_agent
+from session_agent.errors import AgentError, ControlError, MountError, TimeLimitError
+from session_agent.lifecycle import control, vault
+from session_agent.lifecycle.session import Place
+from session_agent.model import printable
+from session_agent.settings import Loaded
+
+_STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_NOISE_LIMIT = 64 * 1024  # bytes of standard error that are kept
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the daemon answers: the vault is ready, or why it is not."""
+
+    ready: bool
+    message: str = ""
+    hint: str = ""
+
+
+def start(loaded: Loaded, time_limit: float) -> None:
+    """Start the daemon; returns once the vault is usable.
+
+    Raises MountError with the daemon's reason, and TimeLimitError if it is not ready within
+    `time_limit` seconds. Then it has been killed.
+    """
+    deadline = time.monotonic() + time_limit
+    reading, writing = os.pipe()
+    try:
+        process = _spawn(loaded.file, writing)
+    finally:
+        os.close(writing)
+    try:
+        report, noise = _await_report(reading, deadline)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        os.close(reading)
+    if report is not None and report.ready:
+        process.returncode = 0  # it is not ours to wait for any more
+        return
+    process.kill()
+    try:
+        process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        process.returncode = -signal.SIGKILL  # stuck in the system; it ends when that lets go
+    if report is not None:
+        raise MountError(report.message, report.hint)
+    raise _unexplained(noise, time_limit, late=time.monotonic() >= deadline)
+
+
+def _spawn(config: str, report_to: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "session_agent", "serve", "--ready-fd", str(report_to)]
+    command += ["--config", config] if config else []
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=report_to,
+        pass_fds=[report_to],
+        start_new_session=True,
+        # Where this very package is: `-m` also looks for it in the working directory, and that may
+        # be one that the session user writes.
+        cwd=Path(session_agent.__file__).parents[1],
+    )
+
+
+def _await_report(pipe: int, deadline: float) -> tuple[Report | None, bytes]:
+    """The daemon's report, None if it gave none in time, and all that it wrote."""
+    received = b""
+    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        chunk = os.read(pipe, 65536)
+        if not chunk or len(received) > _NOISE_LIMIT:
+            break
+        received += chunk
+        for line in received.split(b"\n"):
+            try:
+                return msgspec.json.decode(line, type=Report), received
+            except ValueError:
+                continue
+    return None, received
+
+
+def _unexplained(noise: bytes, time_limit: float, *, late: bool) -> AgentError:
+    if late:
+        return TimeLimitError(
+            f"The vault was not ready after {time_limit:.1f} s, so its agent was ended.",
+            "`session-agent serve` shows in the foreground where it stops.",
+        )
+    last = noise.decode(errors="backslashreplace").strip().rpartition("\n")[2]
+    return MountError(
+        f"The agent ended before the vault was ready: {last or 'it gave no reason'}",
+        "`session-agent serve` shows the whole of it.",
+    )
+
+
+def report(number: int, message: Report) -> None:
+    """The daemon's side: tell the starter, who may be gone, and close the descriptor `number`."""
+    with suppress(BrokenPipeError):
+        os.write(number, json.dumps(msgspec.to_builtins(message)).encode("ascii") + b"\n")
+    os.close(number)
+
+
+def stop(place: Place, *, force: bool = False) -> bool:
+    """End the agent of this session and unmount the vault; False if there was nothing to do.
+
+    Files that are open in the vault are lost to their programs. Raises ControlError if the agent does
+    not end, unless `force`: then it is killed.
+    """
+    running = control.consult(place, "stop")
+    if running is None:
+        return _remove_leftover(place)
+    if running.pid <= 0:
+        raise ControlError(running.problem, "Stop it there.")
+    if not wait_for_end(running.pid, _STOP_SECONDS if running.document is not None else 0.5):
+        if not force:
+            raise ControlError(
+                f"The agent (process {running.pid}) does not end. {running.problem}".rstrip(),
+                "`session-agent stop --force` kills it.",
+            )
+        _kill(place, running.pid)
+    _remove_leftover(place)
+    return True
+
+
+def _remove_leftover(place: Place) -> bool:
+    if not vault.is_mounted(place.vault):
+        return False
+    return vault.take_over(place.vault, place.user)
+
+
+def wait_for_end(pid: int, time_limit: float) -> bool:
+    """Whether the process ends within `time_limit` seconds."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], time_limit)[0])
+    finally:
+        os.close(process)
+
+
+def _kill(place: Place, pid: int) -> None:
+    process = os.pidfd_open(pid)
+    try:
+        # Still the same process? Its number may have been given to another one meanwhile.
+        running = control.consult(place)
+        if running is None or running.pid != pid:
+            return
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        if not select.select([process], [], [], _STOP_SECONDS)[0]:
+            raise ControlError(
+                f"Process {pid} cannot be killed: it waits for a file system that hangs.",
+                f"Root can end that: umount -f -l {printable(place.vault)}",
+            )
+    finally:
+        os.close(process)
+
+
+def await_other(place: Place, time_limit: float) -> control.Running | None:
+    """The running agent, given time to become ready if it is just starting; None if it ended."""
+    deadline = time.monotonic() + time_limit
+    while True:
+        running = control.consult(place)
+        if running is None or running.document is not None or time.monotonic() >= deadline:
+            return running
+        time.sleep(_POLL_SECONDS)
