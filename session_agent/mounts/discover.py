@@ -96,8 +96,7 @@ def discover(
             notes.append(f"CLOUD_MOUNTS names {printable(path)}, but {fault}; left out.")
             continue
         types[place] = types.get(place) or types[path]
-        if place not in found:
-            found[place] = _Found(place, tree.at(place), sights[path].state)
+        found.setdefault(place, _Found(place, tree.at(place), sights[path].state))
     return Discovery(_named(found, types, vault), tuple(warnings), tuple(notes))
 
 

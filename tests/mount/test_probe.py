@@ -38,13 +38,17 @@ def test_places_without_mounts(tmp_path: Path) -> None:
 
 @pytest.mark.needs_root
 def test_an_fd_reaches_what_is_covered(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_PATH)
+    (tmp_path / "file").touch()
+    folder = os.open(tmp_path, os.O_PATH)
+    file = os.open(tmp_path / "file", os.O_PATH)
     try:
         with storage.tmpfs(tmp_path):
-            assert probe([fd], LIMIT) == {fd: MountState.ALIVE}
-            assert look([fd], LIMIT)[fd].directory
+            assert probe([folder, file], LIMIT) == dict.fromkeys([folder, file], MountState.ALIVE)
+            sights = look([folder, file], LIMIT)
+            assert [sights[fd].directory for fd in (folder, file)] == [True, False]
     finally:
-        os.close(fd)
+        os.close(folder)
+        os.close(file)
 
 
 @pytest.mark.needs_root

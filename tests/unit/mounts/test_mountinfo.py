@@ -73,6 +73,7 @@ def test_read_only(options: bytes, super_options: bytes, read_only: bool) -> Non
         b"x 0 0:1 / /x rw - tmpfs none rw",
         b"1 0 0:1 / /x rw -  none rw",
         b"1 0 - tmpfs none rw",
+        b"1 0 0:1 / /x - tmpfs none rw",
     ],
 )
 def test_garbage_is_left_out(line: bytes) -> None:
