@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import EBUSY, EINVAL, EIO, ENOENT, ENOSYS, ENOTSUP, EXDEV
+from errno import EBUSY, EINVAL, EIO, ENOENT, ENOSYS, ENOTSUP, EPERM, EXDEV
 
 from session_agent.fsutil.at import FOLDER, LISTING, by_descriptor, open_at, stat_at
 from session_agent.fsutil.syscalls import set_times, syncfs
@@ -146,11 +146,16 @@ def _copy(
         job.links[identity(status)] = path
     if stat.S_ISREG(status.st_mode):
         return _copy_file(job, folder, name, to_folder, to_name)
-    if stat.S_ISLNK(status.st_mode):
-        target = os.readlink(name, dir_fd=folder)
-        os.symlink(target, to_name, dir_fd=to_folder)
-    else:
-        os.mknod(to_name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev, dir_fd=to_folder)
+    try:
+        if stat.S_ISLNK(status.st_mode):
+            target = os.readlink(name, dir_fd=folder)
+            os.symlink(target, to_name, dir_fd=to_folder)
+        else:
+            os.mknod(to_name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev, dir_fd=to_folder)
+    except OSError as error:
+        if error.errno in (EIO, ENOSYS, EPERM):  # what rclone and others say for "not here"
+            raise failed(ENOTSUP, os.fsdecode(name)) from error
+        raise
     source_fd = open_at(folder, name, os.O_PATH)
     copy_fd = open_at(to_folder, to_name, os.O_PATH)
     try:

@@ -21,11 +21,10 @@ from typing import TypeVar
 
 import trio
 
-from session_agent.errors import TimeLimitError
-from session_agent.fsutil import bounded
-from session_agent.fsutil.at import Opened, by_descriptor
+from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.model import Branch, MountState
+from session_agent.mounts.probe import probe
 
 log = logging.getLogger(__name__)
 
@@ -161,19 +160,9 @@ class RemoteBranch(OpenBranch):
     async def _probe(self) -> bool:
         """Whether the root answers now. Asked from another process: a thread could get stuck for good."""
 
-        def ask() -> int:
-            os.statvfs(by_descriptor(self.fd))
-            return 0
-
         def in_process() -> MountState:
             assume(AGENT)
-            try:
-                bounded.run(ask, int, time_limit=self._PROBE_SECONDS)
-            except TimeLimitError:
-                return MountState.HUNG
-            except OSError:
-                return MountState.DEAD
-            return MountState.ALIVE
+            return probe([self.fd], self._PROBE_SECONDS)[self.fd]
 
         # Set first, so that the calls that come meanwhile do not each start a process.
         self._next_probe = time.monotonic() + self._RETRY_SECONDS

@@ -132,7 +132,9 @@ async def _statuses(
 
 def _no_status() -> os.stat_result:
     """What a folder shows of a branch that does not answer: a folder without any permission."""
-    return os.stat_result((stat.S_IFDIR, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), 0)
+    others = {"st_blksize": 4096, "st_blocks": 0, "st_rdev": 0}
+    return os.stat_result((stat.S_IFDIR, 0, 0, 1, 0, 0, 0, 0, 0, 0), times | others)
 
 
 async def fsync_folder(vault: Vault, handle_id: int) -> None:

@@ -15,6 +15,7 @@ from session_agent.fsutil import bounded
 from session_agent.fsutil.at import FOLDER
 from session_agent.fsutil.credentials import AGENT
 from session_agent.model import Branch, MountKind, MountState, Mode, Session
+from session_agent.overlay import polling
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.operations import VaultOperations
 from session_agent.overlay.vault import Vault
@@ -94,6 +95,7 @@ class Overlay:
         os.umask(0)  # the kernel has applied the caller's already
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
         operations = VaultOperations(self._vault, self._options.cache_seconds)
+        polling.install()
         try:
             pyfuse3.init(operations, self._mountpoint, options)
         except RuntimeError as error:
