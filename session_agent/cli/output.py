@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,5 +42,5 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*[Text(shown(cell)) for cell in row])
-    stdout = click.get_text_stream("stdout")
-    Console(file=stdout, width=None if stdout.isatty() else 1000, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 1000
+    Console(width=width, highlight=False).print(table)

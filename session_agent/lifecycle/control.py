@@ -55,11 +55,17 @@ class Running:
 
     `document` is its status, None if it gave no answer; `problem` then says why. `pid` is 0 for an
     agent in another container: two sessions then share one state directory, in one home perhaps.
+    `starting`: it does not listen yet, or no more.
     """
 
     pid: int
     document: dict[str, Any] | None = None
     problem: str = ""
+    starting: bool = False
+
+
+class NotListeningError(ControlError):
+    """There is no control socket, or nobody behind it."""
 
 
 def consult(place: Place, verb: Verb = "status") -> Running | None:
@@ -101,6 +107,8 @@ def _consult(state_dir: str, uid: int, verb: Verb) -> list[Running]:
         return [Running(0, None, problem)]
     try:
         return [Running(pid, ask(folder, verb, {0, uid}))]
+    except NotListeningError as error:
+        return [Running(pid, None, str(error), starting=True)]
     except ControlError as error:
         return [Running(pid, None, str(error))]
 
@@ -121,6 +129,8 @@ def ask(folder: int, verb: Verb, trusted: set[int]) -> dict[str, Any]:
                 f"The agent gives no answer within {ANSWER_SECONDS:g} s.",
                 "`session-agent stop --force` ends it.",
             ) from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NotListeningError("The agent does not listen; it may be just starting.") from None
         except OSError as error:
             raise ControlError(f"The agent cannot be asked: {error.strerror}.") from None
     return _document(line)

@@ -128,7 +128,7 @@ def stop(place: Place, *, force: bool = False) -> bool:
     Files that are open in the vault are lost to their programs. Raises ControlError if the agent does
     not end, unless `force`: then it is killed.
     """
-    running = control.consult(place, "stop")
+    running = await_other(place, _STOP_SECONDS, "stop")
     if running is None:
         return _remove_leftover(place)
     if running.pid <= 0:
@@ -179,11 +179,13 @@ def _kill(place: Place, pid: int) -> None:
         os.close(process)
 
 
-def await_other(place: Place, time_limit: float) -> control.Running | None:
-    """The running agent, given time to become ready if it is just starting; None if it ended."""
+def await_other(
+    place: Place, time_limit: float, verb: control.Verb = "status"
+) -> control.Running | None:
+    """As `control.consult`, but an agent that is just starting is given time to listen."""
     deadline = time.monotonic() + time_limit
     while True:
-        running = control.consult(place)
-        if running is None or running.document is not None or time.monotonic() >= deadline:
+        running = control.consult(place, verb)
+        if running is None or not running.starting or time.monotonic() >= deadline:
             return running
         time.sleep(_POLL_SECONDS)

@@ -1,160 +1,197 @@
 """`first-launch`: everything that makes a session's mounts one vault, within ten seconds.
 
-This process itself touches nothing that can hang: the mounts, the home and the vault are reached from
-child processes, each with a part of the time. A step that fails or is late is reported, and the rest
-is done all the same.
+This process itself touches nothing that can hang: the mounts, the home and the vault are reached
+from child processes, each with a part of the time. A step that fails or is late is reported, and
+the rest is done all the same.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from session_agent.desktop import bookmarks, obsidian, rooms
-from session_agent.desktop.changes import Change
-from session_agent.desktop.memory import Memory
 from session_agent.errors import AgentError, ControlError, MountError
-from session_agent.fsutil import bounded
-from session_agent.lifecycle import control, daemon, privileges, status, vault
+from session_agent.lifecycle import control, daemon, privileges, status, vault, writers
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle.report import Report, StepReport, StepState
-from session_agent.lifecycle.session import Place
-from session_agent.model import Branch, MountState, Session, printable
-from session_agent.mounts.names import below
+from session_agent.model import MountState, Session, printable
 from session_agent.settings import Loaded
 
 TOTAL_SECONDS = 9.0  # of ten: the interpreter's start and end are not counted
-_WRITE_SECONDS = 3.0  # for the files in the home, and again for those in the vault
-_RESERVE_SECONDS = 2 * 1.0  # that the writers get in any case
-
-Writer = Callable[[], list[Change]]
+_WRITE_SECONDS = 2.0  # for the files in the home, and again for those in the vault
+_OTHER_SECONDS = 4.0  # that another first-launch has to get its agent going
+_LAST_SECONDS = 1.0  # for what comes after the agent's start
 
 
 class Deadline:
     """The time there is for everything."""
 
     def __init__(self, seconds: float) -> None:
-        self.begun = time.monotonic()
-        self._end = self.begun + seconds
+        self._begun = time.monotonic()
+        self._seconds = seconds
+
+    @property
+    def passed(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._begun
 
     def remaining(self, *, keep: float = 0.0, at_most: float = TOTAL_SECONDS) -> float:
         """Seconds left, `keep` of them put aside; a little even when all are gone."""
-        return max(0.1, min(at_most, self._end - time.monotonic() - keep))
+        return max(0.1, min(at_most, self._seconds - self.passed - keep))
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How the vault is served: the step to report, and the agent's status document if it runs."""
+    """What became of the vault: the step to report, and the agent that serves it, if one does."""
 
     step: StepReport
     running: control.Running | None = None
 
-    @property
-    def document(self) -> dict[str, Any] | None:
-        """The status document."""
-        return self.running.document if self.running else None
-
 
 def first_launch(loaded: Loaded) -> Report:
-    """Do everything. Raises SettingsError before anything is touched if the settings are wrong."""
-    deadline = Deadline(TOTAL_SECONDS)
-    place = sessions.find_place(loaded)
-    served = _serve(loaded, place, deadline)
-    session = sessions.build(loaded, place, status.not_answering(place, served.running))
-    if served.document is not None and not served.step.changed:
-        served = _follow_changes(loaded, place, session, served, deadline)
-    steps = [_mounts_step(session), served.step, *_write(loaded, place, session, served, deadline)]
-    warnings = [*session.warnings]
-    if served.document is not None:
-        told = served.document.get("warnings")
-        warnings += [str(w) for w in told if w not in warnings] if isinstance(told, list) else []
-    return Report(
-        vault=printable(place.vault),
-        steps=tuple(steps),
-        warnings=tuple(map(printable, warnings)),
-        seconds=time.monotonic() - deadline.begun,
-    )
+    """Do everything. Raises SettingsError if the settings make no sense; nothing is done then."""
+    return _FirstLaunch(loaded).run()
 
 
-# The vault
+class _FirstLaunch:
+    """One run: what is known of the session, and the time that is left."""
 
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._deadline = Deadline(TOTAL_SECONDS)
+        self._place = sessions.find_place(loaded)
 
-def _serve(loaded: Loaded, place: Place, deadline: Deadline) -> Served:
-    """See to it that an agent serves the vault."""
-    try:
-        running = control.consult(place)
-        if running is None:
-            return _start(loaded, place, deadline)
-        if running.document is None and running.pid > 0:
-            # Perhaps another first-launch has just started it.
-            limit = deadline.remaining(keep=_RESERVE_SECONDS, at_most=3.0)
-            running = daemon.await_other(place, limit)
-    except (MountError, ControlError) as error:
-        return Served(_not_served(error))
-    if running is None:
-        return Served(_not_served(MountError("The agent that was starting has ended.")))
-    if running.document is None:
-        hint = "Run `session-agent stop --force`, then first-launch again."
+    def run(self) -> Report:
+        place = self._place
+        running, fault = self._consult()
+        if running is None and fault is None:
+            fault = self._make_room()
+        session = sessions.build(self._loaded, place, status.not_answering(place, running))
+        in_use = None
+        if running is not None and running.document and _differs(session, running.document):
+            in_use = self._end(running)
+            running = running if in_use else None
+        if running is None and fault is None:
+            fault = self._prepare(session)
+        overlay = fault is None or running is not None
+        steps = [_mounts_step(session), *self._write(session, overlay=overlay)]
+        if fault is not None:
+            served = Served(_not_served(fault), running)
+        elif running is not None:
+            served = Served(_serving(running, "is served already", in_use), running)
+        else:
+            served = self._start()
+            if served.running is None:
+                # Without the overlay programs see the vault's own folder.
+                steps += self._write_vault(session, place.vault, overlay=False)
+        steps.insert(1, served.step)
+        return Report(
+            vault=printable(place.vault),
+            steps=tuple(steps),
+            warnings=_warnings(session, served.running),
+            seconds=self._deadline.passed,
+        )
+
+    def _consult(self) -> tuple[control.Running | None, AgentError | None]:
+        """The agent that runs already, and why there can be no vault, if that is known by now."""
+        try:
+            running = control.consult(self._place)
+            if running is not None and running.starting:
+                # Another first-launch has just started it.
+                running = daemon.await_other(self._place, _OTHER_SECONDS)
+        except ControlError as error:
+            return None, error
+        if running is None or running.document is not None:
+            return running, None
         if running.pid == 0:
-            hint = "Set SESSION_AGENT_STATE_DIR to a folder of this container's own."
-        return Served(_not_served(ControlError(running.problem, hint)), running)
-    return Served(_served(running, "is served already", changed=False), running)
+            hint = "Set SESSION_AGENT_STATE_DIR to a folder that only this container has."
+        else:
+            hint = "Run `session-agent stop --force`, then first-launch again."
+        return running, ControlError(running.problem, hint)
 
-
-def _start(loaded: Loaded, place: Place, deadline: Deadline) -> Served:
-    if not vault.is_mounted(place.vault):
-        vault.prepare(place.vault, place.user)
-    obstacle = privileges.obstacle()
-    if not loaded.settings.overlay.enabled:
-        obstacle = MountError(
-            "overlay.enabled is false, so the branches stay apart and no rename crosses them.",
-            f"Set it to true; it needs in the workspace's run config: {privileges.RUN_CONFIG}",
-        )
-    if obstacle is not None:
-        if vault.is_mounted(place.vault):
+    def _make_room(self) -> AgentError | None:
+        """Clear away what a killed agent left, and see to the vault's folder."""
+        place = self._place
+        try:
             vault.take_over(place.vault, place.user)
-        return Served(_not_served(obstacle))
-    try:
-        daemon.start(loaded, deadline.remaining(keep=_RESERVE_SECONDS + 1.0))
-    except AgentError as error:
-        # Better a plain folder than a mount that nobody serves.
-        if vault.is_mounted(place.vault) and control.consult(place) is None:
-            vault.take_over(place.vault, place.user)
-        return Served(_not_served(error))
-    running = control.consult(place)
-    if running is None or running.document is None:
-        return Served(_not_served(MountError("The agent has ended again, see its log.")), running)
-    return Served(_served(running, "is served", changed=True), running)
+            vault.prepare(place.vault, place.user)
+        except MountError as error:
+            return error
+        return None
 
+    def _prepare(self, session: Session) -> AgentError | None:
+        """Why no vault can be served, if that can be told beforehand."""
+        if not self._loaded.settings.overlay.enabled:
+            return MountError(
+                "overlay.enabled is false: the mounts stay apart, and no rename crosses them.",
+                f"Set it to true; the run config then needs {privileges.RUN_CONFIG}",
+            )
+        obstacle = privileges.obstacle()
+        if obstacle is not None:
+            return obstacle
+        try:
+            vault.make_root_branch(session.root_branch, self._place.user)
+        except MountError as error:
+            return error
+        return None
 
-def _follow_changes(
-    loaded: Loaded, place: Place, session: Session, served: Served, deadline: Deadline
-) -> Served:
-    """Start the agent anew if it serves other branches than there are now, and if nobody minds."""
-    running, document = served.running, served.document
-    if running is None or document is None or not _differs(session, document):
-        return served
-    try:
-        vault.unmount(place.vault, lazy=False)
-        daemon.wait_for_end(running.pid, deadline.remaining(keep=5.0, at_most=2.0))
-        return _start(loaded, place, deadline)
-    except MountError as error:
-        reason = MountError(
-            f"The mounts have changed since the vault was started, and it is in use: {error.message}",
-            "Close what has files open in the vault, then run: session-agent stop, first-launch.",
+    def _end(self, running: control.Running) -> MountError | None:
+        """End the agent, unless something in the vault is in use."""
+        try:
+            vault.unmount(self._place.vault, lazy=False)
+        except MountError as error:
+            return MountError(
+                f"the mounts have changed since, but {error.message}",
+                "Close what is open in the vault, then run: session-agent stop, first-launch.",
+            )
+        daemon.wait_for_end(running.pid, self._deadline.remaining(at_most=2.0))
+        return None
+
+    def _start(self) -> Served:
+        place = self._place
+        try:
+            daemon.start(self._loaded, self._deadline.remaining(keep=_LAST_SECONDS))
+        except AgentError as error:
+            # Another first-launch may have been quicker.
+            running = daemon.await_other(place, self._deadline.remaining(keep=0.5))
+            if running is None:
+                with suppress(MountError):
+                    vault.take_over(place.vault, place.user)
+                return Served(_not_served(error))
+            if running.document is None:
+                return Served(_not_served(error), running)
+            return Served(_serving(running, "is served already"), running)
+        running = control.consult(place)
+        if running is None or running.document is None:
+            return Served(_not_served(MountError("The agent has ended again, see its log.")))
+        return Served(_serving(running, "is served", changed=True), running)
+
+    def _write(self, session: Session, *, overlay: bool) -> list[StepReport]:
+        limit = self._deadline.remaining(keep=2 * _LAST_SECONDS, at_most=_WRITE_SECONDS)
+        home = writers.write_home(
+            self._place,
+            session,
+            self._loaded.environment.cloud_mounts,
+            overlay=overlay,
+            time_limit=limit,
         )
-        return Served(_not_served(reason), running)
+        # Where the overlay shows the root branch, or will; the vault's own folder otherwise.
+        folder = session.root_branch if overlay else session.vault
+        return [*home, *self._write_vault(session, folder, overlay=overlay)]
+
+    def _write_vault(self, session: Session, folder: str, *, overlay: bool) -> list[StepReport]:
+        limit = self._deadline.remaining(keep=_LAST_SECONDS, at_most=_WRITE_SECONDS)
+        return writers.write_vault(self._place, session, folder, overlay=overlay, time_limit=limit)
 
 
 def _differs(session: Session, document: Mapping[str, Any]) -> bool:
     """Whether the agent that gave `document` serves anything else than `session`."""
-    told = document.get("branches")
     served = {
         (branch.get("name"), branch.get("path"), branch.get("mode")): branch.get("state")
-        for branch in (told if isinstance(told, list) else [])
-        if isinstance(branch, dict)
+        for branch in _branches(document)
     }
     wanted = {
         (printable(branch.name), printable(branch.path), str(branch.mode)): branch.state
@@ -162,38 +199,24 @@ def _differs(session: Session, document: Mapping[str, Any]) -> bool:
     }
     return (
         served.keys() != wanted.keys()
+        or document.get("vault") != printable(session.vault)
         or document.get("root_branch") != printable(session.root_branch)
         # One that was dead and is alive again may be another mount at the same path.
         or any(wanted[key] is MountState.ALIVE and served[key] != "alive" for key in wanted)
     )
 
 
-def _served(running: control.Running, how: str, *, changed: bool) -> StepReport:
-    document = running.document or {}
-    bad = [
-        f"{branch.get('name')} is {branch.get('state')}"
-        for branch in document.get("branches", [])
-        if branch.get("state") != "alive"
-    ]
-    path = str(document.get("vault", ""))
-    detail = f"{path} {how} by process {running.pid}"
-    if not bad:
-        return StepReport("vault", StepState.OK, changed, detail, path=path)
-    return StepReport(
-        "vault",
-        StepState.DEGRADED,
-        changed,
-        f"{detail}; {', '.join(bad)}",
-        "What is in them gives errors until they answer again; the others are not affected.",
-        path,
-    )
+def _branches(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The document's branches. What is no branch was made up by the session user."""
+    told = document.get("branches")
+    return [b for b in told if isinstance(b, dict)] if isinstance(told, list) else []
 
 
-def _not_served(error: AgentError) -> StepReport:
-    return StepReport("vault", StepState.DEGRADED, False, error.message, error.hint)
-
-
-# Mounts and files
+def _warnings(session: Session, running: control.Running | None) -> tuple[str, ...]:
+    """What the session knows, and what the agent found when it started."""
+    told = running.document.get("warnings") if running and running.document else None
+    more = [str(warning) for warning in told] if isinstance(told, list) else []
+    return tuple(dict.fromkeys([*map(printable, session.warnings), *more]))
 
 
 def _mounts_step(session: Session) -> StepReport:
@@ -210,62 +233,23 @@ def _mounts_step(session: Session) -> StepReport:
     return StepReport("mounts", StepState.DEGRADED, False, f"{detail}; {', '.join(bad)}", hint)
 
 
-def _write(
-    loaded: Loaded, place: Place, session: Session, served: Served, deadline: Deadline
-) -> list[StepReport]:
-    """Write the files of the desktop, as the session user."""
-    memory = Memory(place.state_dir)
-    inside, places = session.branches, session.branches
-    if served.document is None:
-        inside = tuple(b for b in session.branches if below(b.path, place.vault) == b.name)
-        # Without the overlay a branch is where it is mounted; an absolute name is just that.
-        places = tuple(b if b in inside else replace(b, name=b.path) for b in session.branches)
-    cloud_mounts = loaded.environment.cloud_mounts
-    folders = rooms.rooms(place.vault, inside, place.username)
-    home: dict[str, Writer] = {
-        "bookmarks": lambda: [
-            bookmarks.apply(
-                place.config_home, place.vault, places, memory, cloud_mounts=cloud_mounts
-            )
-        ],
-        "Obsidian vault list": lambda: obsidian.register(
-            place.user.home, place.config_home, place.vault, memory
-        ),
-        "sync rooms": lambda: [rooms.apply(place.rooms_file, folders, memory)],
-    }
-    steps = _run(home, place, deadline.remaining(keep=1.0, at_most=_WRITE_SECONDS))
-    if served.running is not None and served.document is None:
-        reason = "left alone, since the vault does not answer"
-        return [*steps, StepReport("Obsidian settings", StepState.DEGRADED, False, reason)]
-    inner: dict[str, Writer] = {
-        "Obsidian settings": lambda: obsidian.apply(place.vault, _sorted(inside), memory)
-    }
-    return [*steps, *_run(inner, place, deadline.remaining(at_most=_WRITE_SECONDS))]
+def _serving(
+    running: control.Running, how: str, fault: MountError | None = None, *, changed: bool = False
+) -> StepReport:
+    document = running.document or {}
+    path = str(document.get("vault", ""))
+    bad = [
+        f"{branch.get('name')} is {branch.get('state')}"
+        for branch in _branches(document)
+        if branch.get("state") != MountState.ALIVE
+    ]
+    hint = "What is in them gives errors until they answer again. The others are not affected."
+    if fault is not None:
+        bad, hint = [fault.message], fault.hint
+    detail = "; ".join([f"{path} {how} by process {running.pid}", *bad])
+    state = StepState.DEGRADED if bad else StepState.OK
+    return StepReport("vault", state, changed, detail, hint if bad else "", path)
 
 
-def _sorted(branches: tuple[Branch, ...]) -> list[Branch]:
-    return sorted(branches, key=lambda branch: branch.name)
-
-
-def _run(writers: Mapping[str, Writer], place: Place, time_limit: float) -> list[StepReport]:
-    """Run all at once, each in a process of the session user."""
-    steps = {
-        name: bounded.start(writer, list[Change], place.user) for name, writer in writers.items()
-    }
-    reports = []
-    for name, outcome in bounded.collect(steps, time_limit).items():
-        if isinstance(outcome, AgentError):
-            reports.append(
-                StepReport(name, StepState.DEGRADED, False, outcome.message, outcome.hint)
-            )
-        elif isinstance(outcome, Exception):
-            reports.append(StepReport(name, StepState.DEGRADED, False, str(outcome)))
-        else:
-            reports.extend(_written(change) for change in outcome)
-    return reports
-
-
-def _written(change: Change) -> StepReport:
-    state = StepState.DEGRADED if change.problem else StepState.OK
-    detail = change.problem or change.detail
-    return StepReport(change.what, state, change.changed, detail, path=printable(change.path))
+def _not_served(error: AgentError) -> StepReport:
+    return StepReport("vault", StepState.DEGRADED, False, error.message, error.hint)

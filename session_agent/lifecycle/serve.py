@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from session_agent.errors import ControlError, MountError
+from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle import state, status, vault
 from session_agent.lifecycle.control_server import ControlServer
@@ -57,13 +58,20 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
     )
     overlay = Overlay(session, options)
     try:
-        warnings = (*session.warnings, *overlay.open_branches())
+        # With the user's rights: a branch behind a folder that is closed to them stays closed.
+        with acting_as(place.user):
+            warnings = (*session.warnings, *overlay.open_branches())
         for warning in warnings:
             log.warning("%s", warning)
         try:
             overlay.mount()
         except MountError as error:
             raise explain(error) from error
+        if not vault.is_mounted(place.vault):
+            raise MountError(
+                f"The vault's path {printable(place.vault)} leads elsewhere since just now.",
+                "Let nobody but root and the session user change the folders above it.",
+            )
         usable = trio.run(_main, overlay, session, warnings, folder, ready)
     finally:
         overlay.close()
