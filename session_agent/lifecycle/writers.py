@@ -1,0 +1,92 @@
+"""Writing the desktop's files: each writer in a process of the session user, with a time limit."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from session_agent.desktop import bookmarks, obsidian, rooms
+from session_agent.desktop.changes import Change
+from session_agent.desktop.memory import Memory
+from session_agent.errors import AgentError
+from session_agent.fsutil import bounded
+from session_agent.lifecycle.report import StepReport, StepState
+from session_agent.lifecycle.session import Place
+from session_agent.model import Branch, Session, printable
+from session_agent.mounts.names import below
+
+Writer = Callable[[], list[Change]]
+
+
+def write_home(
+    place: Place, session: Session, cloud_mounts: str, *, overlay: bool, time_limit: float
+) -> list[StepReport]:
+    """Bookmarks, Obsidian's list of vaults, and rooms, all at once. `overlay`: there will be one."""
+    memory = Memory(place.state_dir)
+    branches = _reachable(session, overlay=overlay)
+    # Without the overlay a branch is found where it is mounted; an absolute name says that.
+    elsewhere = [replace(b, name=b.path) for b in session.branches if b not in branches]
+    folders = rooms.rooms(place.vault, branches, place.username)
+    return _run(
+        {
+            "bookmarks": lambda: [
+                bookmarks.apply(
+                    place.config_home,
+                    place.vault,
+                    [*branches, *elsewhere],
+                    memory,
+                    cloud_mounts=cloud_mounts,
+                )
+            ],
+            "Obsidian vault list": lambda: obsidian.register(
+                place.user.home, place.config_home, place.vault, memory
+            ),
+            "sync rooms": lambda: [rooms.apply(place.rooms_file, folders, memory)],
+        },
+        place,
+        time_limit,
+    )
+
+
+def write_vault(
+    place: Place, session: Session, folder: str, *, overlay: bool, time_limit: float
+) -> list[StepReport]:
+    """Obsidian's settings in `folder`, which is or becomes the vault's top level."""
+    memory = Memory(place.state_dir)
+    branches = _reachable(session, overlay=overlay)
+    writer = {"Obsidian settings": lambda: obsidian.apply(folder, branches, memory)}
+    return _run(writer, place, time_limit)
+
+
+def _reachable(session: Session, *, overlay: bool) -> list[Branch]:
+    """The branches that a path below the vault leads to."""
+    return [b for b in session.branches if overlay or below(b.path, session.vault) == b.name]
+
+
+def _run(writers: Mapping[str, Writer], place: Place, time_limit: float) -> list[StepReport]:
+    # A codec is a module that is imported when it is first used, and the session user may not be
+    # able to read the interpreter's library.
+    codecs.lookup("utf-8-sig")
+    steps = {
+        name: bounded.start(writer, list[Change], place.user) for name, writer in writers.items()
+    }
+    reports = []
+    for name, outcome in bounded.collect(steps, time_limit).items():
+        if isinstance(outcome, AgentError):
+            reports.append(_failed(name, outcome.message, outcome.hint))
+        elif isinstance(outcome, Exception):
+            reports.append(_failed(name, str(outcome)))
+        else:
+            reports.extend(_written(change) for change in outcome)
+    return reports
+
+
+def _failed(name: str, message: str, hint: str = "") -> StepReport:
+    return StepReport(name, StepState.DEGRADED, False, message, hint)
+
+
+def _written(change: Change) -> StepReport:
+    state = StepState.DEGRADED if change.problem else StepState.OK
+    detail = change.problem or change.detail
+    return StepReport(change.what, state, change.changed, detail, path=printable(change.path))
