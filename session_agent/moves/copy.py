@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import EBUSY, EINVAL, EIO, ENOENT, ENOSYS, ENOTSUP, EPERM, EXDEV
 
 from session_agent.fsutil.at import FOLDER, LISTING, by_descriptor, open_at, stat_at
@@ -25,7 +25,7 @@ _CHUNK = 8 << 20
 _NEXT_WAY = frozenset({EXDEV, EINVAL, ENOSYS, ENOTSUP})
 
 
-class SourceChanged(Exception):
+class SourceChangedError(Exception):
     """The source is not what it was when its copy began."""
 
 
@@ -65,6 +65,10 @@ class Snapshot:
             self.linked or now.linked or now.ctime_ns == self.ctime_ns
         )
 
+    def renamed(self, status: os.stat_result) -> Snapshot:
+        """The snapshot of the same file after we have renamed it, which changes its ctime."""
+        return replace(self, ctime_ns=status.st_ctime_ns)
+
 
 @dataclass(slots=True)
 class Copied:
@@ -89,7 +93,7 @@ class _Job:
 def stage(source: Place, target: Place, stage_name: bytes) -> tuple[Copied, list[str]]:
     """Copy `source` to `stage_name` in the target's folder, and make the copy durable.
 
-    Answers what was copied and what was lost on the way. SourceChanged if the source changed meanwhile;
+    Answers what was copied and what was lost on the way. SourceChangedError if the source changed meanwhile;
     OSError with the stage removed by the caller.
     """
     status = stat_at(source.folder, source.name)
@@ -112,15 +116,15 @@ def stage(source: Place, target: Place, stage_name: bytes) -> tuple[Copied, list
 
 
 def verify(folder: int, name: bytes, copied: Copied) -> None:
-    """SourceChanged unless the source and all below it is what it was when it was copied."""
+    """SourceChangedError unless the source and all below it is what it was when it was copied."""
     try:
         if not copied.source.still_holds(stat_at(folder, name)):
-            raise SourceChanged
+            raise SourceChangedError
         if copied.source.format != stat.S_IFDIR:
             return
         below = open_at(folder, name, FOLDER)
     except FileNotFoundError:
-        raise SourceChanged from None
+        raise SourceChangedError from None
     try:
         for entry_name, entry in copied.entries.items():
             verify(below, entry_name, entry)
@@ -134,7 +138,7 @@ def _copy(
     try:
         status = stat_at(folder, name)
     except FileNotFoundError:
-        raise SourceChanged from None
+        raise SourceChangedError from None
     if status.st_dev != job.device:
         raise failed(EBUSY, os.fsdecode(name))  # something is mounted in the tree
     if stat.S_ISDIR(status.st_mode):
@@ -146,6 +150,18 @@ def _copy(
         job.links[identity(status)] = path
     if stat.S_ISREG(status.st_mode):
         return _copy_file(job, folder, name, to_folder, to_name)
+    return _copy_special(job, folder, name, to_folder, to_name, status)
+
+
+def _copy_special(
+    job: _Job,
+    folder: int,
+    name: bytes,
+    to_folder: int,
+    to_name: bytes,
+    status: os.stat_result,
+) -> Copied:
+    """A symbolic link, FIFO, socket or device. ENOTSUP where the target cannot hold it."""
     try:
         if stat.S_ISLNK(status.st_mode):
             target = os.readlink(name, dir_fd=folder)
@@ -176,9 +192,7 @@ def _link(job: _Job, known: tuple[bytes, ...], to_folder: int, to_name: bytes) -
             below = open_at(folder, step, FOLDER)
             os.close(folder)
             folder = below
-        os.link(
-            known[-1], to_name, src_dir_fd=folder, dst_dir_fd=to_folder, follow_symlinks=False
-        )
+        os.link(known[-1], to_name, src_dir_fd=folder, dst_dir_fd=to_folder, follow_symlinks=False)
     except OSError:
         job.losses.append("hard link")
         return False
@@ -215,15 +229,13 @@ def _copy_folder(
     return copied
 
 
-def _copy_file(
-    job: _Job, folder: int, name: bytes, to_folder: int, to_name: bytes
-) -> Copied:
+def _copy_file(job: _Job, folder: int, name: bytes, to_folder: int, to_name: bytes) -> Copied:
     # O_NONBLOCK: should a FIFO have taken the name, opening it must not wait for a writer.
     source_fd = open_at(folder, name, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(source_fd)
         if not stat.S_ISREG(status.st_mode):
-            raise SourceChanged
+            raise SourceChangedError
         copy_fd = open_at(to_folder, to_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             copy_data(source_fd, copy_fd, status)
@@ -243,7 +255,7 @@ def _copy_file(
 def copy_data(source: int, target: int, status: os.stat_result) -> None:
     """Copy the bytes of `source`, of that status, to the empty file `target`, leaving out its holes.
 
-    SourceChanged if the file ends earlier than its status says.
+    SourceChangedError if the file ends earlier than its status says.
     """
     size = status.st_size
     position = 0
@@ -255,7 +267,7 @@ def copy_data(source: int, target: int, status: os.stat_result) -> None:
         while position < end:
             done = _copy_part(ways, source, target, position, min(end - position, _CHUNK))
             if done == 0:
-                raise SourceChanged
+                raise SourceChangedError
             position += done
     if os.fstat(target).st_size != size and status.st_blocks * 512 < size:
         os.ftruncate(target, size)
@@ -351,4 +363,6 @@ def _copy_xattrs(job: _Job, source: str, copy: str) -> None:
             os.setxattr(copy, name, os.getxattr(source, name))
         except OSError as error:
             if error.errno != ENOENT:
-                job.losses.append(f"attribute {os.fsencode(name).decode('utf-8', 'backslashreplace')}")
+                job.losses.append(
+                    f"attribute {os.fsencode(name).decode('utf-8', 'backslashreplace')}"
+                )

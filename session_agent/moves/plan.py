@@ -85,7 +85,9 @@ def preflight(request: Request) -> Plan:
         return Plan(source, target, nothing_to_do=True)
     if target is not None and not request.flags & RENAME_EXCHANGE:
         _check_replaceable(request.target, source, target)
-    if stat.S_ISDIR(source.st_mode) and identity(source) == identity(os.fstat(request.target.folder)):
+    if stat.S_ISDIR(source.st_mode) and identity(source) == identity(
+        os.fstat(request.target.folder)
+    ):
         raise failed(EINVAL, request.target.label)
     if stat.S_ISREG(source.st_mode):
         check_room(request.target, source)
@@ -95,9 +97,7 @@ def preflight(request: Request) -> Plan:
 def _check_rights(request: Request, source: os.stat_result, target: os.stat_result | None) -> None:
     for place, status in ((request.source, source), (request.target, target)):
         with acting_as(request.caller):
-            allowed = os.access(
-                by_descriptor(place.folder), os.W_OK | os.X_OK, effective_ids=True
-            )
+            allowed = os.access(by_descriptor(place.folder), os.W_OK | os.X_OK, effective_ids=True)
         if not allowed:
             raise failed(EACCES, place.label)
         folder = os.fstat(place.folder)
@@ -113,7 +113,9 @@ def _check_replaceable(place: Place, source: os.stat_result, target: os.stat_res
     if stat.S_ISDIR(target.st_mode):
         if not stat.S_ISDIR(source.st_mode):
             raise failed(EISDIR, place.label)
-        below = os.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place.folder)
+        below = os.open(
+            place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place.folder
+        )
         try:
             if os.listdir(below):
                 raise failed(ENOTEMPTY, place.label)

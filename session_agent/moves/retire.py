@@ -12,7 +12,7 @@ from errno import EEXIST, EINVAL
 
 from session_agent.fsutil.at import LISTING, fsync_folder, open_at, rename_at, stat_at
 from session_agent.fsutil.syscalls import RENAME_NOREPLACE
-from session_agent.moves.copy import Copied, SourceChanged, verify
+from session_agent.moves.copy import Copied, SourceChangedError, verify
 from session_agent.moves.plan import Place
 
 
@@ -24,7 +24,7 @@ def retire(source: Place, copied: Copied, grave: bytes) -> bool:
     """
     try:
         verify(source.folder, source.name, copied)
-    except SourceChanged:
+    except SourceChangedError:
         return False
     if copied.source.format == stat.S_IFDIR:
         os.rename(source.name, grave, src_dir_fd=source.folder, dst_dir_fd=source.folder)

@@ -114,9 +114,7 @@ async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> 
     return await node.branch.call(caller, _get, await _xattr_path(vault, node), name)
 
 
-async def set_xattr(
-    vault: Vault, node_id: int, name: bytes, value: bytes, caller: Caller
-) -> None:
+async def set_xattr(vault: Vault, node_id: int, name: bytes, value: bytes, caller: Caller) -> None:
     """setxattr, whether or not it is there. EPERM where only the system may set it."""
     node = vault.tree[node_id]
     await node.branch.call(caller, _set, await _xattr_path(vault, node), name, value)
@@ -132,4 +130,3 @@ async def remove_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) 
     """removexattr."""
     node = vault.tree[node_id]
     await node.branch.call(caller, _remove, await _xattr_path(vault, node), name)
-

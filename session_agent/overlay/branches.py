@@ -91,7 +91,7 @@ class _Job:
             return
         try:
             self.result = self.work()
-        except BaseException as error:  # carried over to the task that waits
+        except BaseException as error:  # noqa: BLE001 - carried over to the task that waits
             self.error = error
 
 
@@ -140,9 +140,7 @@ class RemoteBranch(OpenBranch):
 
     async def _in_thread(self, job: _Job) -> None:
         try:
-            await trio.to_thread.run_sync(
-                job.run, limiter=self._limiter, abandon_on_cancel=True
-            )
+            await trio.to_thread.run_sync(job.run, limiter=self._limiter, abandon_on_cancel=True)
         finally:
             job.done.set()
             if job.given_up:
@@ -175,6 +173,7 @@ class RemoteBranch(OpenBranch):
             self.state = state
 
     def close_later(self, fd: int) -> None:
+        """Close a descriptor when no call is under way that could be using it."""
         if self._running:
             self._to_close.append(fd)
         else:

@@ -24,6 +24,7 @@ from session_agent.fsutil.at import (
 )
 from session_agent.fsutil.syscalls import set_times
 
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What setattr is to change; None leaves a value as it is. Times are in nanoseconds."""

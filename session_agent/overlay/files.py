@@ -64,11 +64,9 @@ async def write(vault: Vault, handle_id: int, offset: int, data: bytes) -> int:
     append = handle.append and handle.appends_only
     handle.writing += 1
     try:
-        return await handle.branch.call(
-            handle.caller, calls.write, handle.fd, data, offset, append
-        )
+        return await handle.branch.call(handle.caller, calls.write, handle.fd, data, offset, append)
     finally:
-        handle.writing -= 1
+        handle.written()
 
 
 async def flush(vault: Vault, handle_id: int) -> None:

@@ -40,36 +40,48 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
     """
     handle = vault.handles.folder(handle_id)
     if start == 0:
-        await _rewind(vault, handle)
+        await _rewind(handle)
     position = start
-    replied = False
     while True:
         names = handle.names[position : position + _BATCH]
         if not names:
-            if not await _read_more(vault, handle):
+            if not await _read_more(handle):
                 return
             continue
         try:
             found = await _statuses(vault, handle, names)
         except OSError:
-            if replied:
+            if position > start:
                 return  # the error is met again, and reported, by the next call
             raise
-        for name, (node, status) in zip(names, found, strict=True):
-            position += 1
-            if status is None:
-                continue
-            if node is None:
-                node = vault.tree.found(handle.node, name, status)
-            if not reply(name, node, status, position):
-                vault.tree.drop_unused(node)
-                return
-            replied = True
-            if name not in (b".", b".."):
-                node.lookups += 1
+        if not _reply_all(vault, handle, names, found, position, reply):
+            return
+        position += len(names)
 
 
-async def _rewind(vault: Vault, handle: FolderHandle) -> None:
+def _reply_all(
+    vault: Vault,
+    handle: FolderHandle,
+    names: list[bytes],
+    found: list[tuple[Node | None, os.stat_result | None]],
+    position: int,
+    reply: Reply,
+) -> bool:
+    """Give the entries to the kernel, the first one at `position`; False when it has no room for more."""
+    for name, (known, status) in zip(names, found, strict=True):
+        position += 1
+        if status is None:  # it has vanished
+            continue
+        node = known or vault.tree.found(handle.node, name, status)
+        if not reply(name, node, status, position):
+            vault.tree.drop_unused(node)
+            return False
+        if name not in (b".", b".."):
+            node.lookups += 1
+    return True
+
+
+async def _rewind(handle: FolderHandle) -> None:
     if handle.entries is not None:
         handle.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
         handle.entries = None
@@ -80,7 +92,7 @@ async def _rewind(vault: Vault, handle: FolderHandle) -> None:
     handle.names = [b".", b"..", *(handle.node.mounted or ())]
 
 
-async def _read_more(vault: Vault, handle: FolderHandle) -> bool:
+async def _read_more(handle: FolderHandle) -> bool:
     """Add the next names to the handle's; False at the end."""
     if handle.entries is None:
         return False
@@ -90,9 +102,7 @@ async def _read_more(vault: Vault, handle: FolderHandle) -> bool:
             return False
         mounted = handle.node.mounted or ()
         shown = [
-            name
-            for name in names
-            if name not in mounted and not name.startswith(RESERVED_PREFIX)
+            name for name in names if name not in mounted and not name.startswith(RESERVED_PREFIX)
         ]
         if handle.restarted:
             shown = [name for name in shown if name not in handle.names]
@@ -182,7 +192,5 @@ async def figures(vault: Vault) -> os.statvfs_result:
         files_available += one.f_favail
     if not blocks:
         raise error(EINVAL)
-    return os.statvfs_result(
-        (total.f_bsize, unit, blocks, free, available)
-        + (files, files_free, files_available, total.f_flag, total.f_namemax)
-    )
+    counts = (blocks, free, available, files, files_free, files_available)
+    return os.statvfs_result((total.f_bsize, unit, *counts, total.f_flag, total.f_namemax))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import trio
+
 from session_agent.fsutil.credentials import Caller
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.tree import FolderNode, Node
@@ -15,11 +17,9 @@ _ACCESS_MODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 class Handle:
     """An open file. `fd` stays the same number when a move puts the handle on the file's new place."""
 
-    __slots__ = ("append", "branch", "caller", "fd", "flags", "node", "writing")
+    __slots__ = ("append", "branch", "caller", "fd", "flags", "idle", "node", "writing")
 
-    def __init__(
-        self, fd: int, flags: int, node: Node, caller: Caller, branch: OpenBranch
-    ) -> None:
+    def __init__(self, fd: int, flags: int, node: Node, caller: Caller, branch: OpenBranch) -> None:
         self.fd = fd
         self.flags = flags
         self.append = flags & os.O_APPEND != 0
@@ -28,6 +28,14 @@ class Handle:
         self.caller = caller
         self.branch = branch
         self.writing = 0  # writes that a thread is carrying out
+        self.idle: trio.Event | None = None  # to be set when there are none any more
+
+    def written(self) -> None:
+        """A write has ended."""
+        self.writing -= 1
+        if self.writing == 0 and self.idle is not None:
+            self.idle.set()
+            self.idle = None
 
     @property
     def writable(self) -> bool:

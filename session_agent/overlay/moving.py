@@ -77,7 +77,7 @@ async def move(
             await _idle(vault, ends)
             switches = [_switches(vault, end.node) for end in ends]
 
-            def on_commit(_copied: tuple[Copied, ...]) -> None:
+            def on_commit() -> None:
                 for handles, place in zip(switches, (places[1], places[0]), strict=False):
                     _switch(place, handles)
 
@@ -157,8 +157,9 @@ async def _idle(vault: Vault, ends: tuple[_End, ...]) -> None:
         if end.node is None or not end.branch.remote:
             continue
         for handle in vault.handles.files():
-            while handle.writing and _is_below(handle.node, end.node):
-                await trio.sleep(0.01)
+            if handle.writing and _is_below(handle.node, end.node):
+                handle.idle = trio.Event()
+                await handle.idle.wait()
 
 
 def _switches(vault: Vault, top: Node | None) -> list[_Switch]:

@@ -50,7 +50,7 @@ async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNo
     parent = vault.tree.folder(parent_id)
     if vault.moves:
         await vault.settled(parent)
-    vault.check_name(parent, name)
+    vault.check_name(name)
     if parent.mounted is not None and name in parent.mounted:
         raise error(EEXIST)
     return parent, parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
@@ -173,7 +173,7 @@ async def rename(
         raise error(EINVAL)
     if source_name.startswith(RESERVED_PREFIX):
         raise error(ENOENT)
-    vault.check_name(target, target_name)
+    vault.check_name(target_name)
     for folder, name in ((source, source_name), (target, target_name)):
         if folder.mounted is not None and name in folder.mounted:
             raise error(EBUSY)
@@ -218,4 +218,3 @@ def _renamed(
         back = tree.find(tree.key(branch, done.exchanged.st_dev, done.exchanged.st_ino))
         if back is not None:
             back.parent, back.name = source, source_name
-

@@ -89,7 +89,9 @@ class VaultOperations(pyfuse3.Operations):
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
-            return self._told(await names.lookup(self._vault, parent_inode, name, self._caller(ctx)))
+            return self._told(
+                await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
+            )
         except FileNotFoundError:
             absent = EntryAttributes()
             absent.st_ino = pyfuse3.InodeT(0)
@@ -123,18 +125,14 @@ class VaultOperations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         caller = self._caller(ctx)
-        return self._told(
-            await names.make_symlink(self._vault, parent_inode, name, target, caller)
-        )
+        return self._told(await names.make_symlink(self._vault, parent_inode, name, target, caller))
 
     @answered
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         caller = self._caller(ctx)
-        return self._told(
-            await names.link(self._vault, inode, new_parent_inode, new_name, caller)
-        )
+        return self._told(await names.link(self._vault, inode, new_parent_inode, new_name, caller))
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -273,5 +271,3 @@ class VaultOperations(pyfuse3.Operations):
             setattr(out, f"f_{field}", getattr(figures, f"f_{field}"))
         out.f_namemax = figures.f_namemax
         return out
-
-

@@ -82,7 +82,9 @@ class _ReadLock:
             task = trio.lowlevel.current_task()
             self._sleepers.append(task)
 
-            def forget(_raise_cancel: object, task: trio.lowlevel.Task = task) -> trio.lowlevel.Abort:
+            def forget(
+                _raise_cancel: object, task: trio.lowlevel.Task = task
+            ) -> trio.lowlevel.Abort:
                 self._sleepers.remove(task)
                 return trio.lowlevel.Abort.SUCCEEDED
 

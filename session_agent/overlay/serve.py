@@ -14,7 +14,7 @@ from session_agent.errors import MountError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.fsutil.at import FOLDER
 from session_agent.fsutil.credentials import AGENT
-from session_agent.model import Branch, MountKind, MountState, Mode, Session
+from session_agent.model import Branch, Mode, MountKind, MountState, Session
 from session_agent.overlay import polling
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.operations import VaultOperations
@@ -58,11 +58,9 @@ class Overlay:
 
         MountError if the root branch cannot be opened: without it there is no vault.
         """
-        _allow_many_descriptors()
+        descriptors = _allow_many_descriptors()
         warnings: list[str] = []
-        root = Branch(
-            "", self._session.root_branch, Mode.RW, MountState.ALIVE, MountKind.LOCAL
-        )
+        root = Branch("", self._session.root_branch, Mode.RW, MountState.ALIVE, MountKind.LOCAL)
         try:
             root_fd = os.open(root.path, FOLDER & ~os.O_NOFOLLOW)
         except OSError as error:
@@ -78,12 +76,10 @@ class Overlay:
             if fd < 0:
                 warnings.append(f"{branch.name} cannot be opened")
             if branch.kind.remote:
-                branches.append(
-                    RemoteBranch(index, branch, fd, self._options.remote_time_limit)
-                )
+                branches.append(RemoteBranch(index, branch, fd, self._options.remote_time_limit))
             elif fd >= 0:
                 branches.append(OpenBranch(index, branch, fd))
-        self._vault = Vault(OpenBranch(0, root, root_fd), branches)
+        self._vault = Vault(OpenBranch(0, root, root_fd), branches, descriptors // 4)
         return warnings
 
     def mount(self) -> None:
@@ -148,10 +144,12 @@ def _open_root(branch: Branch) -> int:
         return -1
 
 
-def _allow_many_descriptors() -> None:
+def _allow_many_descriptors() -> int:
+    """Raise the limit of open descriptors as far as it goes; answers how many that is, in reason."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
 
 
 def _user_allow_other() -> bool:
@@ -160,5 +158,3 @@ def _user_allow_other() -> bool:
             return any(line.strip() == "user_allow_other" for line in lines)
     except OSError:
         return False
-
-

@@ -116,7 +116,8 @@ class Tree:
         # Numbers that differ from the key: nodes that a move took to another inode, and clashes.
         self._elsewhere: dict[Key, Node] = {}
         self._spare = _HASHED
-        self._open_folders: OrderedDict[NodeId, FolderNode] = OrderedDict()
+        # By object: a folder that the kernel has forgotten may be reached through a child it still knows.
+        self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
         self._folder_limit = folder_limit
         self.root = FolderNode(ROOT_ID, Key(ROOT_ID), None, b"", root_branch)
         self.root.fd = root_branch.fd
@@ -212,9 +213,7 @@ class Tree:
             self._elsewhere[key] = node
         return node
 
-    def _replace(
-        self, old: Node, parent: FolderNode, name: bytes, status: os.stat_result
-    ) -> Node:
+    def _replace(self, old: Node, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         self._close(old)
         del self._by_id[old.id]
         self._elsewhere.pop(old.key, None)
@@ -258,13 +257,14 @@ class Tree:
 
     def detach(self, node: FolderNode, branch: OpenBranch) -> None:
         """Close the folder's descriptor, which leads into `branch`; it is opened anew when needed."""
-        self._open_folders.pop(node.id, None)
+        self._open_folders.pop(node, None)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
             branch.close_later(fd)
 
     def _close(self, node: Node) -> None:
-        self._open_folders.pop(node.id, None)
+        if isinstance(node, FolderNode):
+            self._open_folders.pop(node, None)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
             node.branch.close_later(fd)
@@ -275,9 +275,9 @@ class Tree:
             node.branch.close_later(fd)
             return
         node.fd = fd
-        self._open_folders[node.id] = node
+        self._open_folders[node] = None
         while len(self._open_folders) > self._folder_limit:
-            _, oldest = self._open_folders.popitem(last=False)
+            oldest, _ = self._open_folders.popitem(last=False)
             oldest_fd, oldest.fd = oldest.fd, -1
             oldest.branch.close_later(oldest_fd)
 

@@ -40,7 +40,7 @@ class Vault:
     """All that the operations share."""
 
     def __init__(
-        self, root_branch: OpenBranch, branches: Sequence[OpenBranch], folder_limit: int = 4096
+        self, root_branch: OpenBranch, branches: Sequence[OpenBranch], folder_limit: int
     ) -> None:
         self.branches = (root_branch, *branches)
         self.tree = Tree(root_branch, folder_limit)
@@ -144,7 +144,7 @@ class Vault:
 
     # What every operation on a name must observe
 
-    def check_name(self, folder: FolderNode, name: bytes) -> None:
+    def check_name(self, name: bytes) -> None:
         """EPERM for a reserved name."""
         if name.startswith(RESERVED_PREFIX):
             raise error(EPERM)
