@@ -53,16 +53,16 @@ class Snapshot:
             status.st_nlink > 1 and file_format != stat.S_IFDIR,
         )
 
-    def still_holds(self, status: os.stat_result) -> bool:
-        """Whether a file with that status is the same, unchanged.
+    def still_holds(self, status: os.stat_result, renamed: bool = False) -> bool:
+        """Whether a file with that status is the same, unchanged but for being `renamed`.
 
-        The ctime of a file with several links is left out: removing one of its other names changes it.
+        A rename changes the ctime; so does, with several links, removing another name.
         """
         now = Snapshot.of(status)
         if (now.identity, now.format, now.size) != (self.identity, self.format, self.size):
             return False
         return now.mtime_ns == self.mtime_ns and (
-            self.linked or now.linked or now.ctime_ns == self.ctime_ns
+            renamed or self.linked or now.linked or now.ctime_ns == self.ctime_ns
         )
 
     def renamed(self, status: os.stat_result) -> Snapshot:
@@ -115,10 +115,13 @@ def stage(source: Place, target: Place, stage_name: bytes) -> tuple[Copied, list
     return copied, sorted(set(job.losses))
 
 
-def verify(folder: int, name: bytes, copied: Copied) -> None:
-    """SourceChangedError unless the source and all below it is what it was when it was copied."""
+def verify(folder: int, name: bytes, copied: Copied, renamed: bool = False) -> None:
+    """SourceChangedError unless the source and all below it is what it was when it was copied.
+
+    `renamed`: it lies under another name by now.
+    """
     try:
-        if not copied.source.still_holds(stat_at(folder, name)):
+        if not copied.source.still_holds(stat_at(folder, name), renamed):
             raise SourceChangedError
         if copied.source.format != stat.S_IFDIR:
             return

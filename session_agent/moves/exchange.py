@@ -49,7 +49,7 @@ def commit(source: Place, target: Place) -> tuple[tuple[Stage, ...], Callable[[]
 
     def finish() -> bool:
         removed = [
-            retire(old, stage.copied, reserved_name())
+            retire(old, stage.copied, reserved_name(), renamed=True)
             for old, stage in zip(reversed(beside), stages, strict=True)
         ]
         return all(removed)

@@ -16,14 +16,16 @@ from session_agent.moves.copy import Copied, SourceChangedError, verify
 from session_agent.moves.plan import Place
 
 
-def retire(source: Place, copied: Copied, grave: bytes) -> bool:
+def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -> bool:
     """Remove the source durably; False if it, or something in it, had to be kept.
+
+    `renamed`: it has been given the name that `source` says since it was copied.
 
     A folder is renamed to the reserved name `grave` first, so that it is gone at once. What has to be kept
     of it comes back under the old name, or beside it if that is taken by now.
     """
     try:
-        verify(source.folder, source.name, copied)
+        verify(source.folder, source.name, copied, renamed)
     except SourceChangedError:
         return False
     if copied.source.format == stat.S_IFDIR:
