@@ -106,6 +106,12 @@ def test_thunar_may_write_our_line_in_its_own_way() -> None:
     assert render(rewritten, marks(), first.remembered).data == b"file:///vault Vault\n"
 
 
+def test_a_line_that_the_script_means_for_another_place_does_not_count() -> None:
+    misread = b"file:///vault/a Drive"
+    data = render(misread + b"\n", marks("a"), NONE, ignored=[misread]).data
+    assert data == misread + b"\nfile:///vault Vault\nfile:///vault/a A\n"
+
+
 def test_our_line_gives_way_to_the_users_for_the_same_place() -> None:
     first = render(b"", marks("a"), NONE)
     both = first.data + b"file:///vault/a My place\n"
@@ -284,6 +290,15 @@ def test_apply_says_changed_once_and_reports_what_it_left_out(tmp_path: Path) ->
     assert file.stat().st_ino == before
     assert bookmarks.apply(str(tmp_path / "config"), "/vault", [], memory).changed
     assert file.read_bytes() == b"file:///vault Vault\n"
+
+
+def test_apply_remembers_what_the_user_removed(tmp_path: Path) -> None:
+    memory = Memory(str(tmp_path / "state"))
+    file = Path(bookmarks.bookmarks_path(str(tmp_path)))
+    bookmarks.apply(str(tmp_path), "/vault", branches("a", "b"), memory)
+    file.write_bytes(b"file:///vault Vault\nfile:///vault/b B\n")
+    for found in (branches("a", "b"), branches("b"), branches("a", "b")):
+        assert not bookmarks.apply(str(tmp_path), "/vault", found, memory).changed
 
 
 def test_ten_thousand_lines(tmp_path: Path) -> None:
