@@ -56,7 +56,8 @@ def wanted(
 ) -> tuple[tuple[Bookmark, ...], tuple[str, ...]]:
     """The bookmarks for the vault and its branches in order, and a problem for each left out.
 
-    `cloud_mounts` is CLOUD_MOUNTS as the environment has it, which is what emblems.sh goes by.
+    A branch that is not below the vault has an absolute path for its name. `cloud_mounts` is
+    CLOUD_MOUNTS as the environment has it, which is what emblems.sh goes by.
     """
     # A line that GLib takes for another path (a space, a percent sign, …) is of no use.
     script_lines = {

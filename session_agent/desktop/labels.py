@@ -37,14 +37,14 @@ def labels(branches: Sequence[Branch]) -> dict[str, str]:
     """A label for every branch by its name, such as "Engineering" or "Wiki (read-only)".
 
     Of several branches whose folders bear one name, each also gets its parent folder: "Notes
-    (team)".
+    (team)". A branch that is not below the vault has an absolute path for its name.
     """
     short = {branch.name: human(os.path.basename(branch.name)) for branch in branches}
     count = Counter(short.values())
     result = {}
     for branch in branches:
         notes = []
-        parent = os.path.dirname(branch.name)
+        parent = os.path.dirname(branch.name).strip("/")
         if count[short[branch.name]] > 1 and parent:
             notes.append(parent.replace("/", " / ") if parent.isprintable() else human(parent))
         if branch.mode is Mode.RO:

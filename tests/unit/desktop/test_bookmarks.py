@@ -39,6 +39,11 @@ def test_the_vault_comes_first_and_labels_are_for_people() -> None:
     )
 
 
+def test_a_branch_elsewhere_is_named_by_its_path() -> None:
+    data = render(b"", marks("/mnt/gdrive", "wiki", cloud_mounts="/mnt/gdrive|gdrive"), NONE).data
+    assert data.splitlines()[1:] == [b"file:///mnt/gdrive", b"file:///vault/wiki Wiki"]
+
+
 def test_foreign_lines_keep_their_bytes_and_order() -> None:
     foreign = b"sftp://host/x Host\r\nfile:///home/u/\xff\n\n  # hm\nfile:///home no newline"
     first = render(foreign, marks("a"), NONE)

@@ -25,11 +25,12 @@ def test_a_folders_name_as_a_person_would_write_it(name: str, label: str) -> Non
 
 
 def test_read_only_and_ambiguous_ones_say_so() -> None:
-    found = labels(branches("wiki:ro", "wiki/nested", "a/notes", "b/c/notes:ro", "top"))
+    found = labels(branches("wiki:ro", "wiki/nested", "a/notes", "b/c/notes:ro", "top", "/top"))
     assert found == {
         "wiki": "Wiki (read-only)",
         "wiki/nested": "Nested",
         "a/notes": "Notes (a)",
         "b/c/notes": "Notes (b / c, read-only)",
         "top": "Top",
+        "/top": "Top",
     }
