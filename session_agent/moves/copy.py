@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from errno import EBUSY, EINVAL, EIO, ENOENT, ENOSYS, ENOTSUP, EPERM, EXDEV
 
 from session_agent.fsutil.at import FOLDER, LISTING, by_descriptor, open_at, stat_at
@@ -64,10 +64,6 @@ class Snapshot:
         return now.mtime_ns == self.mtime_ns and (
             renamed or self.linked or now.linked or now.ctime_ns == self.ctime_ns
         )
-
-    def renamed(self, status: os.stat_result) -> Snapshot:
-        """The snapshot of the same file after we have renamed it, which changes its ctime."""
-        return replace(self, ctime_ns=status.st_ctime_ns)
 
 
 @dataclass(slots=True)
