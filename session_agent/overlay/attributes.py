@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from errno import ESTALE
+from errno import ENODATA, ENOTSUP, ESTALE
 
 from session_agent.fsutil.at import by_descriptor, stat_at
 from session_agent.fsutil.credentials import AGENT, Caller
@@ -111,7 +111,14 @@ def _remove(path: bytes | str, name: bytes) -> None:
 async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> bytes:
     """getxattr. ENODATA if there is none by that name."""
     node = vault.tree[node_id]
-    return await node.branch.call(caller, _get, await _xattr_path(vault, node), name)
+    try:
+        return await node.branch.call(caller, _get, await _xattr_path(vault, node), name)
+    except OSError as failure:
+        # The kernel asks for ACLs by itself, to check permissions, and takes any other error for a refusal.
+        # A branch that knows no extended attributes (rclone) has no ACLs.
+        if failure.errno == ENOTSUP and name.startswith(b"system.posix_acl_"):
+            raise error(ENODATA) from None
+        raise
 
 
 async def set_xattr(vault: Vault, node_id: int, name: bytes, value: bytes, caller: Caller) -> None:
