@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from errno import ENODATA, ENOTSUP, ESTALE
+from collections.abc import Callable
+from errno import EIO, ENODATA, ENOSYS, ENOTSUP, ESTALE
+from typing import TypeVar
 
 from session_agent.fsutil.at import by_descriptor, stat_at
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
 from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import Vault, error
+
+T = TypeVar("T")
 
 
 async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
@@ -108,14 +112,28 @@ def _remove(path: bytes | str, name: bytes) -> None:
     os.removexattr(path, name, follow_symlinks=_follows(path))
 
 
+async def _call_xattr(
+    vault: Vault, node_id: int, caller: Caller, function: Callable[..., T], *arguments: bytes
+) -> T:
+    """Make one of the xattr calls above. ENOTSUP where the branch has no extended attributes."""
+    node = vault.tree[node_id]
+    branch = node.branch
+    try:
+        return await branch.call(caller, function, await _xattr_path(vault, node), *arguments)
+    except OSError as failure:
+        # rclone answers EIO to what it does not know.
+        if branch.remote and failure.errno in (EIO, ENOSYS):
+            raise error(ENOTSUP) from None
+        raise
+
+
 async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> bytes:
     """getxattr. ENODATA if there is none by that name."""
-    node = vault.tree[node_id]
     try:
-        return await node.branch.call(caller, _get, await _xattr_path(vault, node), name)
+        return await _call_xattr(vault, node_id, caller, _get, name)
     except OSError as failure:
         # The kernel asks for ACLs by itself, to check permissions, and takes any other error for a refusal.
-        # A branch that knows no extended attributes (rclone) has no ACLs.
+        # A branch without extended attributes has no ACLs.
         if failure.errno == ENOTSUP and name.startswith(b"system.posix_acl_"):
             raise error(ENODATA) from None
         raise
@@ -123,17 +141,14 @@ async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> 
 
 async def set_xattr(vault: Vault, node_id: int, name: bytes, value: bytes, caller: Caller) -> None:
     """setxattr, whether or not it is there. EPERM where only the system may set it."""
-    node = vault.tree[node_id]
-    await node.branch.call(caller, _set, await _xattr_path(vault, node), name, value)
+    await _call_xattr(vault, node_id, caller, _set, name, value)
 
 
 async def list_xattr(vault: Vault, node_id: int, caller: Caller) -> list[bytes]:
     """listxattr."""
-    node = vault.tree[node_id]
-    return await node.branch.call(caller, _list, await _xattr_path(vault, node))
+    return await _call_xattr(vault, node_id, caller, _list)
 
 
 async def remove_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> None:
     """removexattr."""
-    node = vault.tree[node_id]
-    await node.branch.call(caller, _remove, await _xattr_path(vault, node), name)
+    await _call_xattr(vault, node_id, caller, _remove, name)
