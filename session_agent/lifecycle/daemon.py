@@ -48,6 +48,9 @@ def start(loaded: Loaded, time_limit: float) -> None:
     reading, writing = os.pipe()
     try:
         process = _spawn(loaded.file, writing)
+    except OSError as error:
+        os.close(reading)
+        raise MountError(f"The agent cannot be started: {error}.") from None
     finally:
         os.close(writing)
     try:

@@ -92,8 +92,8 @@ def _prepared(loaded: Loaded, place: Place) -> Session:
         return session
     shown = ", ".join(printable(name) for name in hidden[:3]) + (", …" if len(hidden) > 3 else "")
     warning = (
-        f"The vault's own folder holds {len(hidden)} entries that the overlay hides ({shown}). Set"
-        f" `root_branch: {printable(session.vault)}` to show them as the vault's top level."
+        f"The overlay hides what the vault's own folder holds: {shown}. To have it as the vault's"
+        f" top level, set `root_branch: {printable(session.vault)}`."
     )
     return replace(session, warnings=(*session.warnings, warning))
 

@@ -9,10 +9,14 @@ socket has `root_branch` as well.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from session_agent.errors import TimeLimitError
+from session_agent.fsutil import bounded
 from session_agent.lifecycle import control, vault
 from session_agent.lifecycle.session import Place
 from session_agent.model import MountState, Session, printable
@@ -91,23 +95,44 @@ def mounts(session: Session) -> list[dict[str, str]]:
     ]
 
 
-def not_answering(place: Place, running: control.Running | None) -> dict[str, MountState]:
-    """The branches that do not answer, by path, according to the agent that serves them.
+def not_answering(
+    place: Place, running: control.Running | None, time_limit: float
+) -> dict[str, MountState]:
+    """The branches beneath the overlay that do not answer, by path.
 
-    Only those that lie beneath the overlay. There no probe can reach; one through the overlay tells
-    that a branch is alive, but not whether another one is dead or hung.
+    No probe of the mounts can reach there. The agent knows of those that failed it; the others are
+    listed through the overlay, all at once, for `time_limit` seconds at most.
     """
     document = running.document if running else None
-    branches = document.get("branches", []) if document else []
     known: dict[str, MountState] = {}
-    for branch in branches:
+    steps: dict[str, bounded.Step[int]] = {}
+    for branch in (document or {}).get("branches", []):
         try:
-            path, state = str(branch["path"]), MountState(branch["state"])
+            path, name, state = str(branch["path"]), branch["name"], MountState(branch["state"])
         except (KeyError, TypeError, ValueError):  # the session user may have made it up
             continue
-        if state is not MountState.ALIVE and below(path, place.vault) is not None:
-            known[path] = state
-    return known
+        if below(path, place.vault) != name:
+            continue
+        known[path] = state
+        if state is MountState.ALIVE:
+            steps[path] = bounded.start(partial(_list, path), int, place.user)
+    for path, outcome in bounded.collect(steps, time_limit).items():
+        known[path] = _state_of(outcome)
+    return {path: state for path, state in known.items() if state is not MountState.ALIVE}
+
+
+def _list(path: str) -> int:
+    with os.scandir(path) as entries:
+        next(entries, None)
+    return 0
+
+
+def _state_of(outcome: int | Exception) -> MountState:
+    number = outcome.errno if isinstance(outcome, OSError) else None
+    if isinstance(outcome, TimeLimitError) or number == errno.ETIMEDOUT:
+        return MountState.HUNG
+    gone = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESTALE, errno.ENODEV)
+    return MountState.DEAD if number in gone else MountState.ALIVE
 
 
 def _empty(place: Place) -> dict[str, Any]:
