@@ -118,8 +118,7 @@ def ask(folder: int, verb: Verb, trusted: set[int]) -> dict[str, Any]:
     deadline = time.monotonic() + ANSWER_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.connect(address(folder))
+            _connect(connection, address(folder), deadline)
             if peer(connection.getsockopt)[1] not in {*trusted, os.geteuid()}:
                 raise ControlError("The control socket is somebody else's.", "Remove it.")
             connection.sendall(encode(Request(VERSION, verb)))
@@ -134,6 +133,18 @@ def ask(folder: int, verb: Verb, trusted: set[int]) -> dict[str, Any]:
         except OSError as error:
             raise ControlError(f"The agent cannot be asked: {error.strerror}.") from None
     return _document(line)
+
+
+def _connect(connection: socket.socket, to: str, deadline: float) -> None:
+    """A unix socket with a time limit does not wait while the server's queue is full: do it here."""
+    connection.settimeout(ANSWER_SECONDS)
+    while True:
+        try:
+            return connection.connect(to)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None
+            time.sleep(0.01)
 
 
 def _receive(connection: socket.socket, deadline: float) -> bytes:

@@ -56,15 +56,15 @@ class ControlServer:
             self._clients -= 1
 
     async def _answer(self, stream: trio.SocketStream, pid: int, uid: int) -> Answer:
-        if uid not in self._trusted:
-            log.warning("process %d of user %d was refused at the control socket", pid, uid)
-            return Answer(error="Only root and the session user may ask.")
         line = b""
         while not line.endswith(b"\n") and len(line) <= control.REQUEST_LIMIT:
             chunk = await stream.receive_some(control.REQUEST_LIMIT)
             if not chunk:
                 break
             line += chunk
+        if uid not in self._trusted:
+            log.warning("process %d of user %d was refused at the control socket", pid, uid)
+            return Answer(error="Only root and the session user may ask.")
         try:
             request = control.decode(line[: control.REQUEST_LIMIT], Request)
         except ValueError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,9 @@ import pytest
 from session_agent.lifecycle.privileges import RUN_CONFIG
 from tests.support import storage
 from tests.support.as_user import as_user
-from tests.support.session import LIMIT, USER, KasmSession, kasm_session, step
+from tests.support.session import LIMIT, USER, KasmSession, fuse_device, kasm_session, step
 
 pytestmark = [pytest.mark.needs_root]
-
-FUSE = Path("/dev/fuse")
 
 
 @pytest.fixture
@@ -259,12 +256,8 @@ class TestWithoutFuse:
     @pytest.mark.needs_fuse
     def test_a_device_that_the_user_cannot_open(self, session: KasmSession) -> None:
         os.chown(session.vault, USER, USER)
-        mode = stat.S_IMODE(FUSE.stat().st_mode)
-        FUSE.chmod(0o600)
-        try:
+        with fuse_device(session, 0o600):
             told = self.check(session, as_user=True)
-        finally:
-            FUSE.chmod(mode)
         assert "/dev/fuse cannot be opened (Permission denied)" in told
 
     def test_bookmarks_lead_to_where_the_mounts_are(self, session: KasmSession) -> None:
@@ -286,10 +279,9 @@ class TestAsTheUser:
     @pytest.fixture(autouse=True)
     def device(self, session: KasmSession) -> Iterator[None]:
         os.chown(session.vault, USER, USER)
-        mode = stat.S_IMODE(FUSE.stat().st_mode)
-        FUSE.chmod(0o666)
-        yield
-        FUSE.chmod(mode)
+        with fuse_device(session, 0o666):
+            yield
+            session.run("stop", "--force", as_user=True)
 
     def test_the_whole_of_it(self, session: KasmSession) -> None:
         report = session.first_launch(0, as_user=True)

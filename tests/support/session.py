@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -145,6 +146,18 @@ class KasmSession:
         self.run("stop", "--force")
         for path in self.overlay_mounts():
             subprocess.run(["umount", "--lazy", path], check=False)
+
+
+@contextlib.contextmanager
+def fuse_device(session: KasmSession, mode: int) -> Iterator[None]:
+    """/dev/fuse with these permissions, whatever they are on this machine."""
+    node = session.base / "fuse"
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(10, 229))  # Documentation/admin-guide/devices
+    node.chmod(mode)
+    with contextlib.ExitStack() as stack:
+        subprocess.run(["mount", "--bind", node, "/dev/fuse"], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", "/dev/fuse"], check=True)
+        yield
 
 
 def step(report: dict[str, Any], name: str) -> dict[str, Any]:
