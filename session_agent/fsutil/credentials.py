@@ -33,6 +33,7 @@ AGENT = Caller(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 """The identity that the process was started with."""
 
 _CAN_SWITCH = AGENT.uid == 0
+_ROOT = Caller(0, 0)
 
 
 class _Current(threading.local):
@@ -82,12 +83,13 @@ class CallerCache:
         """The identity behind a request by process `pid`."""
         if not _CAN_SWITCH:
             return AGENT
+        if uid == 0 and gid == 0:  # root overrules group permissions: its groups need not be known
+            return _ROOT
         key = (pid, uid, gid)
         now = time.monotonic()
         known = self._known.get(key)
         if known is not None and now < known[1]:
             return known[0]
-        # Root overrules group permissions, so its groups need not be known.
         caller = Caller(uid, gid, () if uid == 0 else _supplementary_groups(pid))
         if known is not None and known[0] == caller:
             caller = known[0]  # the same object, so that `assume` sees it at a glance

@@ -42,6 +42,12 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
     if start == 0:
         await _rewind(handle)
     position = start
+    while position < handle.virtual:
+        if not await _reply_virtual(vault, handle, position, reply):
+            return
+        position += 1
+    folder = handle.node
+    branch = folder.branch
     while True:
         names = handle.names[position : position + _BATCH]
         if not names:
@@ -49,35 +55,60 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
                 return
             continue
         try:
-            found = await _statuses(vault, handle, names)
+            statuses = await branch.call(handle.caller, calls.stat_all, handle.fd, names)
+            vault.same_branch(folder, branch)
         except OSError:
             if position > start:
                 return  # the error is met again, and reported, by the next call
             raise
-        if not _reply_all(vault, handle, names, found, position, reply):
+        if not _reply_plain(vault, folder, names, statuses, position, reply):
             return
         position += len(names)
 
 
-def _reply_all(
+async def _reply_virtual(vault: Vault, handle: FolderHandle, position: int, reply: Reply) -> bool:
+    """Give ".", ".." or a branch to the kernel; False when it has no room for it."""
+    folder = handle.node
+    name = handle.names[position]
+    if name == b".":
+        node = folder
+    elif name == b"..":
+        node = folder.parent or folder
+    else:
+        assert folder.mounted is not None
+        node = folder.mounted[name]
+    try:
+        status = await status_of(vault, node, handle.caller)
+    except OSError:
+        if position < 2 and node.branch.state is MountState.ALIVE:
+            raise
+        status = _no_status()
+    if not reply(name, node, status, position + 1):
+        return False
+    if position >= 2:
+        node.lookups += 1
+    return True
+
+
+def _reply_plain(
     vault: Vault,
-    handle: FolderHandle,
+    folder: FolderNode,
     names: list[bytes],
-    found: list[tuple[Node | None, os.stat_result | None]],
+    statuses: list[os.stat_result | None],
     position: int,
     reply: Reply,
 ) -> bool:
-    """Give the entries to the kernel, the first one at `position`; False when it has no room for more."""
-    for name, (known, status) in zip(names, found, strict=True):
+    """Give entries to the kernel, the first one at `position`; False when it has no room for more."""
+    found = vault.tree.found
+    for name, status in zip(names, statuses, strict=True):
         position += 1
         if status is None:  # it has vanished
             continue
-        node = known or vault.tree.found(handle.node, name, status)
+        node = found(folder, name, status)
         if not reply(name, node, status, position):
             vault.tree.drop_unused(node)
             return False
-        if name not in (b".", b".."):
-            node.lookups += 1
+        node.lookups += 1
     return True
 
 
@@ -90,6 +121,7 @@ async def _rewind(handle: FolderHandle) -> None:
     handle.entries = await branch.call(handle.caller, os.scandir, handle.fd)
     handle.restarted = False
     handle.names = [b".", b"..", *(handle.node.mounted or ())]
+    handle.virtual = len(handle.names)
 
 
 async def _read_more(handle: FolderHandle) -> bool:
@@ -109,35 +141,6 @@ async def _read_more(handle: FolderHandle) -> bool:
         if shown:
             handle.names += shown
             return True
-
-
-async def _statuses(
-    vault: Vault, handle: FolderHandle, names: list[bytes]
-) -> list[tuple[Node | None, os.stat_result | None]]:
-    """The status behind each name, None for what has vanished; with the node where it is known as yet."""
-    folder = handle.node
-    branch = folder.branch
-    mounted = folder.mounted or {}
-    plain = [name for name in names if name not in mounted and name not in (b".", b"..")]
-    statuses = await branch.call(handle.caller, calls.stat_all, handle.fd, plain)
-    vault.same_branch(folder, branch)
-    by_name = dict(zip(plain, statuses, strict=True))
-    found: list[tuple[Node | None, os.stat_result | None]] = []
-    for name in names:
-        if name in by_name:
-            found.append((None, by_name[name]))
-            continue
-        if name == b"..":
-            node: FolderNode = folder.parent or folder
-        else:
-            node = folder if name == b"." else mounted[name]
-        try:
-            found.append((node, await status_of(vault, node, handle.caller)))
-        except OSError:
-            if node.branch.state is MountState.ALIVE and name not in mounted:
-                raise
-            found.append((node, _no_status()))
-    return found
 
 
 def _no_status() -> os.stat_result:

@@ -64,7 +64,7 @@ class FolderHandle:
     `names` keeps what was read, so that a program can seek back to an entry (seekdir) and find the same.
     """
 
-    __slots__ = ("caller", "entries", "fd", "names", "node", "restarted")
+    __slots__ = ("caller", "entries", "fd", "names", "node", "restarted", "virtual")
 
     def __init__(self, fd: int, node: FolderNode, caller: Caller) -> None:
         self.fd = fd
@@ -72,6 +72,7 @@ class FolderHandle:
         self.caller = caller
         self.entries: Iterator[os.DirEntry[str]] | None = None
         self.names: list[bytes] = []
+        self.virtual = 0  # how many of the first names are not of the backing folder
         # After a move the listing began anew, in the new place; what was listed before is left out.
         self.restarted = False
 
