@@ -83,7 +83,7 @@ async def move(
 
             request = Request(places[0], places[1], flags, caller)
             outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
-            _follow(vault, source, target, flags, outcome)
+            await _follow(vault, source, target, flags, outcome)
     except OSError:
         if replaced is not None:
             target.branch.close_later(replaced.fd)
@@ -199,7 +199,7 @@ def _switch(place: Place, switches: list[_Switch]) -> None:
         os.close(fd)
 
 
-def _follow(vault: Vault, source: _End, target: _End, flags: int, outcome: Outcome) -> None:
+async def _follow(vault: Vault, source: _End, target: _End, flags: int, outcome: Outcome) -> None:
     """Bring the nodes to where their files are now."""
     if outcome.strategy == "none":
         return
@@ -207,48 +207,68 @@ def _follow(vault: Vault, source: _End, target: _End, flags: int, outcome: Outco
     if flags & RENAME_EXCHANGE:
         pairs.append((target, source))
     for index, (old, new) in enumerate(pairs):
-        copied = outcome.copied[index] if outcome.copied else None
-        if old.node is not None:
-            old.node.parent, old.node.name = new.folder, new.name
-            old.node.cached_version = None
-            if old.branch is not new.branch or copied is not None:
-                _relocate(vault, old.node, old.branch, new.branch)
-        if copied is not None:
-            _rekey(vault, copied, old, new.branch)
-    for handle in vault.handles.folders():
-        if any(old.node is not None and _is_below(handle.node, old.node) for old, _ in pairs):
-            handle.restart()
-
-
-def _relocate(vault: Vault, top: Node, old: OpenBranch, new: OpenBranch) -> None:
-    """All folders below `top` lie in another branch now, and their descriptors lead to the old place."""
-    folders: set[FolderNode] = set()
-    for node in vault.tree.nodes():
-        if not _is_below(node, top):
+        if old.node is None:
             continue
+        old.node.parent, old.node.name = new.folder, new.name
+        old.node.cached_version = None
+        below = _relocate(vault, old.node, old.branch, new.branch)
+        if outcome.copied:
+            _rekey_copied(vault, outcome.copied[index], old.node, old.branch, new.branch)
+        elif old.branch is not new.branch:
+            await _rekey_renamed(vault, below, new.branch)
+        for handle in vault.handles.folders():
+            if _is_below(handle.node, old.node):
+                handle.restart()
+
+
+def _relocate(vault: Vault, top: Node, old: OpenBranch, new: OpenBranch) -> list[Node]:
+    """All folders below `top` lie in another branch now, and their descriptors lead to the old place.
+
+    Answers `top` and all nodes below it, a folder before what is in it.
+    """
+    depths: dict[Node, int] = {}
+    for node in [*vault.tree.nodes(), top]:
+        steps: list[Node] = []
         step: Node | None = node
-        while step is not None:  # those that only a child still knows included
-            if isinstance(step, FolderNode):
-                folders.add(step)
-            if step is top:
-                break
+        while step is not None and step is not top:
+            steps.append(step)
             step = step.parent
-    for folder in folders:
-        vault.tree.detach(folder, old)
-        folder.transfer(new)
+        if step is None:
+            continue
+        steps.append(top)  # those that only a child still knows are among the steps
+        for depth, found in enumerate(reversed(steps)):
+            depths[found] = depth
+    for node in depths:
+        if isinstance(node, FolderNode):
+            vault.tree.detach(node, old)
+            node.transfer(new)
     for handle in vault.handles.files():
-        if _is_below(handle.node, top):
+        if handle.node in depths:
             handle.branch = new
+    return sorted(depths, key=depths.__getitem__)
 
 
-def _rekey(vault: Vault, copied: Copied, old: _End, new: OpenBranch) -> None:
+def _rekey_copied(
+    vault: Vault, copied: Copied, top: Node, old: OpenBranch, new: OpenBranch
+) -> None:
     """Give the nodes the identities of the copies."""
-    if old.node is None:
-        return
     stack = [copied]
     while stack:
         one = stack.pop()
-        node = vault.tree.find(vault.tree.key(old.branch, *one.source.identity))
-        if node is not None and _is_below(node, old.node):
+        node = vault.tree.find(vault.tree.key(old, *one.source.identity))
+        if node is not None and _is_below(node, top):
             vault.tree.rekey(node, new, *one.copy)
         stack.extend(one.entries.values())
+
+
+async def _rekey_renamed(vault: Vault, nodes: list[Node], new: OpenBranch) -> None:
+    """Both branches lie on one mount, so the files are the same ones: only the branch has changed."""
+    for node in nodes:
+        if node.parent is None or (node.fd >= 0 and not isinstance(node, FolderNode)):
+            continue  # it has no name any more
+        try:
+            folder = await vault.folder_fd(node.parent)
+            status = await new.call(AGENT, stat_at, folder, node.name)
+        except OSError:
+            continue  # the kernel looks it up anew
+        vault.tree.rekey(node, new, status.st_dev, status.st_ino)
