@@ -6,14 +6,19 @@ leaves one copy too many (NAME.exchanged-…), never one too few.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from errno import EBUSY, EEXIST
 
 from session_agent.fsutil.at import rename_at
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE
+from session_agent.model import printable
 from session_agent.moves.plan import Place, failed
 from session_agent.moves.retire import rename_new, retire
 from session_agent.moves.staging import Stage, discard, reserved_name, stage_beside
+
+log = logging.getLogger(__name__)
 
 _NAME_LIMIT = 200  # bytes of the old name in the shown one, which must not exceed 255
 
@@ -38,7 +43,7 @@ def commit(source: Place, target: Place) -> tuple[tuple[Stage, ...], Callable[[]
         try:
             _change_places(source, beside[1])
         except OSError:
-            _change_places(target, beside[0])  # back again: it worked in this direction
+            _change_back(target, beside)
             raise
     except OSError as error:
         for place in beside:
@@ -55,6 +60,17 @@ def commit(source: Place, target: Place) -> tuple[tuple[Stage, ...], Callable[[]
         return all(removed)
 
     return tuple(stages), finish
+
+
+def _change_back(target: Place, beside: list[Place]) -> None:
+    """Undo the first change of places. If that fails, the old version is no longer among what to discard."""
+    try:
+        _change_places(target, beside[0])
+    except OSError:
+        kept = beside.pop(0)
+        log.exception(
+            "%s: the old version is kept as %s", target.label, printable(os.fsdecode(kept.name))
+        )
 
 
 def _change_places(place: Place, beside: Place) -> None:
