@@ -6,14 +6,25 @@ the move says so.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from errno import EEXIST, EINVAL
 
-from session_agent.fsutil.at import LISTING, fsync_folder, open_at, rename_at, stat_at
+from session_agent.fsutil.at import (
+    LISTING,
+    fsync_folder,
+    open_at,
+    remove_tree,
+    rename_at,
+    stat_at,
+)
 from session_agent.fsutil.syscalls import RENAME_NOREPLACE
-from session_agent.moves.copy import Copied, SourceChangedError, verify
+from session_agent.model import printable
+from session_agent.moves.copy import RESERVED_PREFIX, Copied, SourceChangedError, verify
 from session_agent.moves.plan import Place
+
+log = logging.getLogger(__name__)
 
 
 def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -> bool:
@@ -40,25 +51,45 @@ def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -
 
 
 def _remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
-    """Remove `name` as far as it is what was copied; whether nothing is left."""
+    """Remove `name` as far as it is what was copied; whether it is gone.
+
+    Whatever stands in the way is a reason to keep it, and never to leave it under a reserved name: a file
+    that may not be removed, one that has taken a folder's place, one that came at the last moment.
+    """
+    try:
+        if copied.source.format == stat.S_IFDIR:
+            return _remove_folder(folder, name, copied)
+        if not copied.source.still_holds(stat_at(folder, name)):
+            return False
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True  # somebody else removed it
+    except OSError as error:
+        log.info("%s: cannot be removed: %s", printable(os.fsdecode(name)), error)
+        return False
+    return True
+
+
+def _remove_folder(folder: int, name: bytes, copied: Copied) -> bool:
     below = open_at(folder, name, LISTING)
     try:
+        mode = stat.S_IMODE(os.fstat(below).st_mode)
+        if (
+            mode & 0o700 != 0o700
+        ):  # a rename does not need to write into it, so this must not either
+            os.fchmod(below, mode | 0o700)
         with os.scandir(below) as listing:
             names = [os.fsencode(entry.name) for entry in listing]
         empty = True
         for entry_name in names:
+            if entry_name.startswith(RESERVED_PREFIX):  # left by a move that was killed
+                remove_tree(below, entry_name)
+                continue
             entry = copied.entries.get(entry_name)
-            try:
-                if entry is None:
-                    empty = False
-                elif entry.source.format == stat.S_IFDIR:
-                    empty = _remove_unchanged(below, entry_name, entry) and empty
-                elif entry.source.still_holds(stat_at(below, entry_name)):
-                    os.unlink(entry_name, dir_fd=below)
-                else:
-                    empty = False
-            except FileNotFoundError:
-                continue  # somebody else removed it
+            if entry is None or not _remove_unchanged(below, entry_name, entry):
+                empty = False
+        if not empty and mode & 0o700 != 0o700:
+            os.fchmod(below, mode)
     finally:
         os.close(below)
     if empty:
@@ -67,8 +98,9 @@ def _remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
 
 
 def _bring_back(source: Place, grave: bytes) -> None:
-    for number in range(1, 1000):
-        name = source.name if number == 1 else source.name + b" (kept %d)" % (number - 1)
+    for number in range(1000):
+        # The name's end gives way where there is no room for more.
+        name = source.name[:240] + b" (kept %d)" % number if number else source.name
         try:
             rename_new(source.folder, grave, name)
         except FileExistsError:
