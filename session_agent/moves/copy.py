@@ -8,6 +8,7 @@ source is touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -22,6 +23,7 @@ RESERVED_PREFIX = b".~session-agent-"
 """Names that begin so are garbage by construction: any later run may delete them (invariant 2)."""
 
 _CHUNK = 8 << 20
+_XFS_ACL = "trusted.SGI_ACL_"  # how xfs shows root its own form of an ACL, a second time
 _NEXT_WAY = frozenset({EXDEV, EINVAL, ENOSYS, ENOTSUP})
 
 
@@ -161,10 +163,10 @@ def _copy_special(
     status: os.stat_result,
 ) -> Copied:
     """A symbolic link, FIFO, socket or device. ENOTSUP where the target cannot hold it."""
+    link = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else b""
     try:
         if stat.S_ISLNK(status.st_mode):
-            target = os.readlink(name, dir_fd=folder)
-            os.symlink(target, to_name, dir_fd=to_folder)
+            os.symlink(link, to_name, dir_fd=to_folder)
         else:
             os.mknod(to_name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev, dir_fd=to_folder)
     except OSError as error:
@@ -172,15 +174,17 @@ def _copy_special(
             raise failed(ENOTSUP, os.fsdecode(name)) from error
         raise
     source_fd = open_at(folder, name, os.O_PATH)
-    copy_fd = open_at(to_folder, to_name, os.O_PATH)
     try:
-        if stat.S_IFMT(os.fstat(copy_fd).st_mode) != stat.S_IFMT(status.st_mode):
-            raise failed(ENOTSUP, os.fsdecode(name))  # rclone makes an empty file of a FIFO
-        _copy_attributes(job, source_fd, copy_fd, status)
-        return Copied(Snapshot.of(status), identity(os.fstat(copy_fd)))
+        copy_fd = open_at(to_folder, to_name, os.O_PATH)
+        try:
+            if stat.S_IFMT(os.fstat(copy_fd).st_mode) != stat.S_IFMT(status.st_mode):
+                raise failed(ENOTSUP, os.fsdecode(name))  # rclone makes an empty file of a FIFO
+            _copy_attributes(job, source_fd, copy_fd, status)
+            return Copied(Snapshot.of(status), identity(os.fstat(copy_fd)))
+        finally:
+            os.close(copy_fd)
     finally:
         os.close(source_fd)
-        os.close(copy_fd)
 
 
 def _link(job: _Job, known: tuple[bytes, ...], to_folder: int, to_name: bytes) -> bool:
@@ -339,6 +343,7 @@ def _copy_attributes(job: _Job, source: int, copy: int, status: os.stat_result) 
             job.losses.append("owner")
             mode &= ~(stat.S_ISUID | stat.S_ISGID)  # not with another owner's rights
     if not stat.S_ISLNK(status.st_mode):
+        _drop_inherited_acls(path)
         try:
             os.chmod(path, mode)
         except OSError:
@@ -352,12 +357,21 @@ def _copy_attributes(job: _Job, source: int, copy: int, status: os.stat_result) 
         job.losses.append("mode")
 
 
+def _drop_inherited_acls(copy: str) -> None:
+    """What is made in a folder gets the folder's default ACL; a rename gives nobody new rights."""
+    for name in ("system.posix_acl_access", "system.posix_acl_default"):
+        with contextlib.suppress(OSError):  # none there, which is the rule
+            os.removexattr(copy, name)
+
+
 def _copy_xattrs(job: _Job, source: str, copy: str) -> None:
     try:
         names = os.listxattr(source)
     except OSError:
         return  # it has none that could be read
     for name in names:
+        if name.startswith(_XFS_ACL):
+            continue
         try:
             os.setxattr(copy, name, os.getxattr(source, name))
         except OSError as error:
