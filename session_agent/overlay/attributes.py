@@ -71,6 +71,8 @@ async def set_attributes(
 async def read_link(vault: Vault, node_id: int, caller: Caller) -> bytes:
     """The target of a symbolic link, to the byte."""
     node = vault.tree[node_id]
+    if node.key < 0:
+        raise error(ESTALE)
     if node.fd >= 0:
         return await node.branch.call(caller, calls.read_link, node.fd, b"")
     assert node.parent is not None
@@ -87,6 +89,8 @@ async def _xattr_path(vault: Vault, node: Node) -> bytes | str:
         return by_descriptor(node.fd)
     if node.handles:
         return by_descriptor(node.handles[0].fd)
+    if node.key < 0:
+        raise error(ESTALE)
     assert node.parent is not None
     return calls.xattr_path(await vault.folder_fd(node.parent), node.name)
 

@@ -256,7 +256,11 @@ def _rekey_copied(
     while stack:
         one = stack.pop()
         node = vault.tree.find(vault.tree.key(old, *one.source.identity))
-        if node is not None and _is_below(node, top):
+        if node is None or not _is_below(node, top):
+            pass
+        elif one.source.linked and not node.handles:
+            vault.tree.disown(node)
+        else:
             vault.tree.rekey(node, new, *one.copy)
         stack.extend(one.entries.values())
 

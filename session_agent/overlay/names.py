@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from errno import EBUSY, EEXIST, EINVAL, ENOENT, ENOTEMPTY, EXDEV
+from errno import EBUSY, EEXIST, EINVAL, ENOENT, ENOTEMPTY, ESTALE, EXDEV
 
 from session_agent.fsutil.at import stat_at
 from session_agent.fsutil.credentials import Caller
@@ -114,6 +114,8 @@ async def link(vault: Vault, node_id: int, parent_id: int, name: bytes, caller: 
     node = vault.tree[node_id]
     parent, fd = await _new_name(vault, parent_id, name)
     branch = parent.branch
+    if node.key < 0:
+        raise error(ESTALE)
     if node.branch is not branch:
         raise error(EXDEV)
     if node.fd >= 0:

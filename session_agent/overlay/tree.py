@@ -236,6 +236,15 @@ class Tree:
         if node.id != node.key:
             self._elsewhere[node.key] = node
 
+    def disown(self, node: Node) -> None:
+        """The node is no file's any more: whatever name leads the kernel to it has to be looked up anew.
+
+        For a file with several links of which one was moved to another branch: the kernel takes the other
+        names for names of this node, too, and would go on to find the moved file under them.
+        """
+        self._elsewhere.pop(node.key, None)
+        node.key = -node.id
+
     def forget(self, node_id: int, count: int) -> None:
         """The kernel forgets `count` lookups; a node with none left is dropped and its descriptor closed."""
         node = self._by_id.get(node_id)
