@@ -83,7 +83,7 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         # Whoever reads the output has seen enough. Nothing more can be written, at exit neither.
         sys.stdout = None
-        return EXIT_OK
+        return EXIT_FAILED  # as click does
     except Exception as error:  # noqa: BLE001 - told in one line, with the way to see all of it
         if "--debug" in words:
             traceback.print_exc()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from session_agent.cli.options import EXIT_CODES, as_json, common, settings
 from session_agent.cli.output import print_json, shown
 from session_agent.errors import EXIT_DEGRADED, EXIT_FAILED, EXIT_OK
 from session_agent.lifecycle import session, status
+from session_agent.lifecycle.control import StatusDocument
 
 _EXIT = {"running": EXIT_OK, "degraded": EXIT_DEGRADED, "stopped": EXIT_FAILED}
 
@@ -31,20 +30,19 @@ def command(config: str | None, as_json: bool) -> int:
     """
     document = status.document(session.find_place(settings(config)))
     if as_json:
-        print_json(document)
+        print_json(document.as_json())
     else:
         _print(document)
-    return _EXIT.get(document["state"], EXIT_DEGRADED)
+    return _EXIT[document.state]
 
 
-def _print(document: dict[str, Any]) -> None:
-    process = f" (process {document['pid']})" if document["pid"] else ""
-    click.echo(shown(f"{document['vault']}: {document['state']}{process}"))
-    branches = document["branches"]
-    width = max((len(shown(str(branch["name"]))) for branch in branches), default=0)
-    for branch in branches:
-        name = shown(str(branch["name"])).ljust(width)
-        line = f"{branch['mode']}  {branch['state']:<5}  {branch['path']}"
-        click.echo(f"  {name}  {shown(line)}")
-    for warning in document["warnings"]:
-        click.echo(f"warning: {shown(str(warning))}")
+def _print(document: StatusDocument) -> None:
+    process = f" (process {document.pid})" if document.pid else ""
+    click.echo(shown(f"{document.vault}: {document.state}{process}"))
+    names = [shown(branch.name) for branch in document.branches]
+    width = max(map(len, names), default=0)
+    for name, branch in zip(names, document.branches, strict=True):
+        line = f"{branch.mode}  {branch.state:<5}  {branch.path}"
+        click.echo(f"  {name.ljust(width)}  {shown(line)}")
+    for warning in document.warnings:
+        click.echo(f"warning: {shown(warning)}")

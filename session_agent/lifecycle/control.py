@@ -22,7 +22,7 @@ from session_agent.errors import ControlError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle import state
 from session_agent.lifecycle.session import Place
-from session_agent.model import printable
+from session_agent.model import Mode, MountState, printable
 
 VERSION = 1
 REQUEST_LIMIT = 4096  # bytes
@@ -40,11 +40,41 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verb: Verb
 
 
+class BranchStatus(msgspec.Struct, frozen=True):
+    """A branch of the running agent. All text is printable (see model.printable)."""
+
+    name: str
+    path: str
+    mode: Mode
+    state: MountState
+
+
+class StatusDocument(msgspec.Struct, frozen=True):
+    """What `status --json` prints, and `root_branch` besides.
+
+    Typed, because to root the answer of a socket in the user's home is no more than the user's word.
+    """
+
+    state: Literal["running", "degraded", "stopped"]
+    vault: str
+    pid: int | None = None
+    branches: tuple[BranchStatus, ...] = ()
+    moves: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
+    root_branch: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that stays."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        del document["root_branch"]
+        return document
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """What the agent says: a document, or an error with its hint."""
+    """What the agent says: its status (also when told to stop), or an error with its hint."""
 
     version: int = VERSION
-    document: dict[str, Any] | None = None
+    document: StatusDocument | None = None
     error: str = ""
     hint: str = ""
 
@@ -59,7 +89,7 @@ class Running:
     """
 
     pid: int
-    document: dict[str, Any] | None = None
+    document: StatusDocument | None = None
     problem: str = ""
     starting: bool = False
 
@@ -113,7 +143,7 @@ def _consult(state_dir: str, uid: int, verb: Verb) -> list[Running]:
         return [Running(pid, None, str(error))]
 
 
-def ask(folder: int, verb: Verb, trusted: set[int]) -> dict[str, Any]:
+def ask(folder: int, verb: Verb, trusted: set[int]) -> StatusDocument:
     """What the agent of the state directory `folder` answers. Raises ControlError."""
     deadline = time.monotonic() + ANSWER_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -158,14 +188,16 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
     return line
 
 
-def _document(line: bytes) -> dict[str, Any]:
+def _document(line: bytes) -> StatusDocument:
     try:
         answer = decode(line, Answer)
     except ValueError:
-        raise ControlError("The agent's answer is not understood.") from None
+        answer = Answer()
     if answer.error:
         raise ControlError(answer.error, answer.hint)
-    return answer.document or {}
+    if answer.document is None:
+        raise ControlError("The agent's answer is not understood.")
+    return answer.document
 
 
 def address(folder: int) -> str:

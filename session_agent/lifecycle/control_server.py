@@ -8,14 +8,13 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import trio
 
 from session_agent.errors import ControlError
 from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import control, state
-from session_agent.lifecycle.control import Answer, Request
+from session_agent.lifecycle.control import Answer, Request, StatusDocument
 from session_agent.model import SessionUser
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 _CLIENT_SECONDS = 5.0  # from connect to the answer's last byte
 _CLIENTS = 16  # served at a time; more are turned away
 
-Handler = Callable[[], dict[str, Any]]
+Handler = Callable[[], StatusDocument]
 
 
 class ControlServer:

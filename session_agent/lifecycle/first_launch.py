@@ -8,14 +8,13 @@ the rest is done all the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from session_agent.errors import AgentError, ControlError, MountError
 from session_agent.lifecycle import control, daemon, privileges, status, vault, writers
 from session_agent.lifecycle import session as sessions
+from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.report import Report, StepReport, StepState
 from session_agent.model import MountState, Session, printable
 from session_agent.settings import Loaded
@@ -81,8 +80,8 @@ class _FirstLaunch:
         steps = [_mounts_step(session), *self._write(session, overlay=overlay)]
         if fault is not None:
             served = Served(_not_served(fault), running)
-        elif running is not None:
-            served = Served(_serving(running, "is served already", in_use), running)
+        elif running is not None and running.document is not None:
+            served = Served(_serving(running, running.document, in_use), running)
         else:
             served = self._start()
             if served.running is None:
@@ -164,11 +163,11 @@ class _FirstLaunch:
                 return Served(_not_served(error))
             if running.document is None:
                 return Served(_not_served(error), running)
-            return Served(_serving(running, "is served already"), running)
+            return Served(_serving(running, running.document), running)
         running = control.consult(place)
         if running is None or running.document is None:
             return Served(_not_served(MountError("The agent has ended again, see its log.")))
-        return Served(_serving(running, "is served", changed=True), running)
+        return Served(_serving(running, running.document, changed=True), running)
 
     def _write(self, session: Session, *, overlay: bool) -> list[StepReport]:
         limit = self._deadline.remaining(keep=2 * _LAST_SECONDS, at_most=_WRITE_SECONDS)
@@ -188,36 +187,26 @@ class _FirstLaunch:
         return writers.write_vault(self._place, session, folder, overlay=overlay, time_limit=limit)
 
 
-def _differs(session: Session, document: Mapping[str, Any]) -> bool:
+def _differs(session: Session, document: StatusDocument) -> bool:
     """Whether the agent that gave `document` serves anything else than `session`."""
-    served = {
-        (branch.get("name"), branch.get("path"), branch.get("mode")): branch.get("state")
-        for branch in _branches(document)
-    }
-    wanted = {
-        (printable(branch.name), printable(branch.path), str(branch.mode)): branch.state
-        for branch in session.branches
-    }
+    served = {(b.name, b.path, b.mode): b.state for b in document.branches}
+    wanted = {(printable(b.name), printable(b.path), b.mode): b.state for b in session.branches}
     return (
         served.keys() != wanted.keys()
-        or document.get("vault") != printable(session.vault)
-        or document.get("root_branch") != printable(session.root_branch)
+        or document.vault != printable(session.vault)
+        or document.root_branch != printable(session.root_branch)
         # One that was dead and is alive again may be another mount at the same path.
-        or any(wanted[key] is MountState.ALIVE and served[key] != "alive" for key in wanted)
+        or any(
+            wanted[key] is MountState.ALIVE and served[key] is not MountState.ALIVE
+            for key in wanted
+        )
     )
-
-
-def _branches(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The document's branches. What is no branch was made up by the session user."""
-    told = document.get("branches")
-    return [b for b in told if isinstance(b, dict)] if isinstance(told, list) else []
 
 
 def _warnings(session: Session, running: control.Running | None) -> tuple[str, ...]:
     """What the session knows, and what the agent found when it started."""
-    told = running.document.get("warnings") if running and running.document else None
-    more = [str(warning) for warning in told] if isinstance(told, list) else []
-    return tuple(dict.fromkeys([*map(printable, session.warnings), *more]))
+    told = running.document.warnings if running and running.document else ()
+    return tuple(dict.fromkeys([*map(printable, session.warnings), *told]))
 
 
 def _mounts_step(session: Session) -> StepReport:
@@ -235,21 +224,20 @@ def _mounts_step(session: Session) -> StepReport:
 
 
 def _serving(
-    running: control.Running, how: str, fault: MountError | None = None, *, changed: bool = False
+    running: control.Running,
+    document: StatusDocument,
+    fault: MountError | None = None,
+    *,
+    changed: bool = False,
 ) -> StepReport:
-    document = running.document or {}
-    path = str(document.get("vault", ""))
-    bad = [
-        f"{branch.get('name')} is {branch.get('state')}"
-        for branch in _branches(document)
-        if branch.get("state") != MountState.ALIVE
-    ]
+    bad = [f"{b.name} is {b.state}" for b in document.branches if b.state is not MountState.ALIVE]
     hint = "What is in them gives errors until they answer again. The others are not affected."
     if fault is not None:
         bad, hint = [fault.message], fault.hint
-    detail = "; ".join([f"{path} {how} by process {running.pid}", *bad])
+    how = "is served" if changed else "is served already"
+    detail = "; ".join([f"{document.vault} {how} by process {running.pid}", *bad])
     state = StepState.DEGRADED if bad else StepState.OK
-    return StepReport("vault", state, changed, detail, hint if bad else "", path)
+    return StepReport("vault", state, changed, detail, hint if bad else "", document.vault)
 
 
 def _not_served(error: AgentError) -> StepReport:

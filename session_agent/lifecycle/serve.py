@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import trio
 
@@ -16,6 +15,7 @@ from session_agent.errors import ControlError, MountError
 from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle import state, status, vault
+from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.control_server import ControlServer
 from session_agent.lifecycle.privileges import explain
 from session_agent.lifecycle.session import Place
@@ -120,13 +120,13 @@ async def _main(
         log.info("the vault %s is ready", printable(session.vault))
         ready()
 
-    def tell_status() -> dict[str, Any]:
+    def tell_status() -> StatusDocument:
         return status.of_running(session, overlay.branch_states(), warnings)
 
-    def stop() -> dict[str, Any]:
+    def stop() -> StatusDocument:
         log.info("told to stop")
         overlay.stop()
-        return {}
+        return tell_status()
 
     server = ControlServer(folder, session.user, {"status": tell_status, "stop": stop})
     async with trio.open_nursery() as nursery:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[3]
 _SERVE = """
 import os, sys, trio
 from session_agent.lifecycle import state
+from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.control_server import ControlServer
 from session_agent.model import SessionUser
 uid = int(sys.argv[2])
@@ -38,8 +39,8 @@ async def main():
     async with trio.open_nursery() as nursery:
         def stop():
             nursery.cancel_scope.cancel()
-            return {}
-        document = {"state": "running", "name": "caf\\udce9", "pid": os.getpid()}
+            return document
+        document = StatusDocument("running", "/caf\\udce9", os.getpid())
         server = ControlServer(folder, user, {"status": lambda: document, "stop": stop})
         nursery.start_soon(server.run)
         print("listening", flush=True)
@@ -103,7 +104,7 @@ def status(server: Server) -> control.Running:
 def test_status(server: Server) -> None:
     running = status(server)
     assert running.pid == server.process.pid
-    assert running.document == {"state": "running", "name": "caf\udce9", "pid": running.pid}
+    assert running.document == control.StatusDocument("running", "/caf\udce9", running.pid)
     assert not running.problem
 
 
@@ -174,6 +175,13 @@ def test_a_bad_request_harms_nobody(server: Server, request_line: bytes, told: s
     assert status(server).document is not None
 
 
+def test_a_request_without_end_is_cut_short(server: Server) -> None:
+    with server.connect() as client, client.makefile("rb") as lines:
+        client.settimeout(2)  # sooner than the server drops a silent client
+        client.sendall(b" " * (control.REQUEST_LIMIT + 1))
+        assert "not understood" in json.loads(lines.readline())["error"]
+
+
 def test_a_request_may_come_in_pieces(server: Server) -> None:
     with server.connect() as client, client.makefile("rb") as lines:
         for piece in (b'{"version":1,', b'"verb":"sta', b'tus"}\n'):
@@ -204,6 +212,17 @@ def test_clients_that_hang_up(server: Server) -> None:
     assert status(server).document is not None
 
 
+def _go_on_for_ever(client: socket.socket) -> None:
+    while True:
+        client.sendall(b" " * 65536)
+
+
+def _trickle(client: socket.socket) -> None:
+    while True:
+        client.sendall(b" ")
+        time.sleep(control.ANSWER_SECONDS / 5)
+
+
 def _wait_for_the_end(client: socket.socket) -> None:
     client.settimeout(10)
     client.recv(1)
@@ -215,10 +234,13 @@ def _wait_for_the_end(client: socket.socket) -> None:
         (lambda client: client.sendall(b"nonsense\n"), "not understood"),
         (lambda client: client.sendall(b"[]\n"), "not understood"),
         (lambda client: client.sendall(b'{"document": 1}\n'), "not understood"),
+        (lambda client: client.sendall(b'{"document": {"state": "fine", "vault": ""}}\n'), "not"),
         (lambda client: client.sendall(b'{"error": "no", "hint": "Ask."}\n'), "no Ask."),
         (lambda client: client.shutdown(socket.SHUT_RDWR), "not understood"),
         (lambda client: client.sendall(b" " * (control.ANSWER_LIMIT + 70000)), "not understood"),
         (_wait_for_the_end, "no answer"),
+        (_go_on_for_ever, "not understood"),
+        (_trickle, "no answer"),
     ],
 )
 def test_a_server_that_answers_nonsense(
