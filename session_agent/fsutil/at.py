@@ -6,6 +6,7 @@ A folder's descriptor may be an O_PATH one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from errno import EINVAL
@@ -81,18 +82,19 @@ def rename_at(
 
 def remove_tree(folder: int, name: bytes) -> None:
     """Remove `name` and all below it. What vanishes meanwhile is no error."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(stat_at(folder, name).st_mode):
             os.unlink(name, dir_fd=folder)
             return
         below = open_at(folder, name, LISTING)
-    except FileNotFoundError:
-        return
-    try:
-        with os.scandir(below) as entries:
-            names = [os.fsencode(entry.name) for entry in entries]
-        for entry_name in names:
-            remove_tree(below, entry_name)
-    finally:
-        os.close(below)
-    os.rmdir(name, dir_fd=folder)
+        try:
+            if stat.S_IMODE(os.fstat(below).st_mode) & 0o700 != 0o700:
+                with contextlib.suppress(PermissionError):  # another's folder: it may do as it is
+                    os.fchmod(below, 0o700)
+            with os.scandir(below) as entries:
+                names = [os.fsencode(entry.name) for entry in entries]
+            for entry_name in names:
+                remove_tree(below, entry_name)
+        finally:
+            os.close(below)
+        os.rmdir(name, dir_fd=folder)
