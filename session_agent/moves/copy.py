@@ -335,11 +335,10 @@ def _copy_attributes(job: _Job, source: int, copy: int, status: os.stat_result) 
     """Owner, mode, extended attributes with the ACLs, times; in the order in which none undoes another."""
     path = by_descriptor(copy)
     mode = stat.S_IMODE(status.st_mode)
-    made = os.fstat(copy)
-    if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
-        try:
+    if not _same_owner(copy, status):
+        with contextlib.suppress(OSError):
             os.chown(path, status.st_uid, status.st_gid)
-        except OSError:
+        if not _same_owner(copy, status):  # rclone says it has done it
             job.losses.append("owner")
             mode &= ~(stat.S_ISUID | stat.S_ISGID)  # not with another owner's rights
     if not stat.S_ISLNK(status.st_mode):
@@ -355,6 +354,11 @@ def _copy_attributes(job: _Job, source: int, copy: int, status: os.stat_result) 
         job.losses.append("times")
     if not stat.S_ISLNK(status.st_mode) and stat.S_IMODE(os.fstat(copy).st_mode) != mode:
         job.losses.append("mode")
+
+
+def _same_owner(fd: int, status: os.stat_result) -> bool:
+    now = os.fstat(fd)
+    return (now.st_uid, now.st_gid) == (status.st_uid, status.st_gid)
 
 
 def _drop_inherited_acls(copy: str) -> None:
