@@ -65,7 +65,10 @@ def _seen(path: Path, links: tuple[str, ...]) -> Seen:
         content = os.readlink(os.fsencode(path))
     elif stat.S_ISREG(status.st_mode):
         content = path.read_bytes()
-    names = sorted(os.listxattr(path, follow_symlinks=False))
+    try:
+        names = sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError:  # rclone
+        names = []
     values = [os.getxattr(path, name, follow_symlinks=False) for name in names]
     return Seen(
         stat.S_IFMT(status.st_mode),
