@@ -94,7 +94,9 @@ class Contender:
             child.kill()
             self.abandon()  # only that ends a child that waits for the server
             child.communicate()
-            raise Failure(f"{command[0]} did not end within {time_limit:.0f} s") from None
+            raise Failure(
+                f"{Path(command[0]).name} did not end within {time_limit:.0f} s"
+            ) from None
         except BaseException:
             child.kill()
             self.abandon()

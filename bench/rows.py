@@ -12,7 +12,7 @@ from bench.contenders import NATIVE, Contender
 from bench.failure import Failure
 from bench.ground import WORD, Ground
 
-_TIME_LIMIT = 60.0  # seconds for one workload, and for one preparation
+_TIME_LIMIT = 30.0  # seconds for one workload, and for one preparation
 _NOTE = 2048  # bytes of a note that is written
 _APPEND = 4096  # bytes
 _WRITES = 20  # to each file, each followed by a stat

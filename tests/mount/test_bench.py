@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.rows import ROWS
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_fuse
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the bench's driver needs gcc")
+def test_every_row_is_measured_on_the_vault(tmp_path: Path) -> None:
+    figures, image = tmp_path / "bench.json", tmp_path / "bench.svg"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "--quick", "--scale", "0.005", "--rounds", "1"),
+            *("--against", "vault", "--idle-seconds", "0.5"),
+            *("--json", figures, "--plot", image, "--folder", tmp_path),
+        ],
+        cwd=REPOSITORY,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert figures.is_file(), done.stderr
+    found = json.loads(figures.read_text(encoding="utf-8"))
+    missing = {row.name for row in ROWS if row.why_not()}
+    failures = {
+        name: row["failures"]
+        for name, row in found["rows"].items()
+        if row["failures"] and name not in missing
+    }
+    assert failures == {}
+    assert set(found["rows"]) == {row.name for row in ROWS}
+    for name in set(found["rows"]) - missing:
+        assert set(found["rows"][name]["medians"]) == {"native", "vault"}
+        assert found["rows"][name]["cpu"]["vault"] > 0
+    assert found["idle"]["vault"]["with_nodes"]["pss"] > 0
+    assert image.read_text(encoding="utf-8").startswith("<svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.svg"]
