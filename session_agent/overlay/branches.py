@@ -25,6 +25,7 @@ from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.model import Branch, MountState
 from session_agent.mounts.probe import probe
+from session_agent.overlay.polling import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class OpenBranch:
             assume(caller)
             return function(*arguments)
 
-        return await trio.to_thread.run_sync(with_rights)
+        with elsewhere:
+            return await trio.to_thread.run_sync(with_rights)
 
     def close_later(self, fd: int) -> None:
         """Close a descriptor as soon as no call can be using it."""
@@ -125,7 +127,7 @@ class RemoteBranch(OpenBranch):
         self._running += 1
         trio.lowlevel.spawn_system_task(self._in_thread, job)
         while not job.done.is_set():
-            with trio.move_on_after(self._time_limit):
+            with elsewhere, trio.move_on_after(self._time_limit):
                 await job.done.wait()
             if not job.done.is_set() and not await self._probe() and not job.done.is_set():
                 job.given_up = True
@@ -164,7 +166,8 @@ class RemoteBranch(OpenBranch):
 
         # Set first, so that the calls that come meanwhile do not each start a process.
         self._next_probe = time.monotonic() + self._RETRY_SECONDS
-        self._became(await trio.to_thread.run_sync(in_process))
+        with elsewhere:
+            self._became(await trio.to_thread.run_sync(in_process))
         return self.state is MountState.ALIVE
 
     def _became(self, state: MountState) -> None:

@@ -25,6 +25,7 @@ from session_agent.moves.plan import Place, Request
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle, Handle
+from session_agent.overlay.polling import elsewhere
 from session_agent.overlay.tree import FolderNode, Node, open_folders
 from session_agent.overlay.vault import Vault, error
 
@@ -82,7 +83,8 @@ async def move(
                     _switch(place, handles)
 
             request = Request(places[0], places[1], flags, caller)
-            outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
+            with elsewhere:
+                outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
             await _follow(vault, source, target, flags, outcome)
     except OSError:
         if replaced is not None:

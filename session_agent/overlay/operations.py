@@ -68,7 +68,9 @@ class VaultOperations(pyfuse3.Operations):
         out.generation = node.generation
         out.entry_timeout = out.attr_timeout = self._timeout if status.st_ino else 0
         if status.st_nlink > 1 and node.format != stat.S_IFDIR:
-            out.entry_timeout = 0  # should another of its names move to another branch (Tree.disown)
+            out.entry_timeout = (
+                0  # should another of its names move to another branch (Tree.disown)
+            )
         out.st_mode = status.st_mode
         out.st_nlink = status.st_nlink
         out.st_uid = status.st_uid

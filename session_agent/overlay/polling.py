@@ -7,7 +7,11 @@ polled for a few tens of microseconds first.
 
 - Only while requests come hot: after a wait that was too long to be worth it, the server sleeps at once,
   until a request follows the one before it quickly again. An idle agent does not poll.
-- Each round yields the processor (sched_yield) and the interpreter lock, so whoever else can run, does.
+- Only while there is a processor to spare: if polling is interrupted, somebody else needs it, and for a
+  while the server sleeps at once. It is then woken as soon as a request comes, ahead of who is computing.
+- Each round lets go of the interpreter lock, so that worker threads get on.
+- Then the thread sleeps for the descriptor alone for two milliseconds, unless calls are under way in
+  threads, whose end only the event loop hears of; then in the event loop, for as long as it takes.
 - After at most `_TURN` in one go the event loop's other tasks get their turn.
 
 pyfuse3 takes its event library from its own module attribute `trio`; the stand-in here is put there.
@@ -17,7 +21,6 @@ trio's lock would switch tasks at each request for fairness that nobody needs.
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from typing import Any
@@ -27,7 +30,26 @@ import trio
 
 _SPIN = 50_000  # ns to poll before going to sleep
 _HOT = 150_000  # ns: a wait shorter than this, waking up included, is worth polling for
+_INTERRUPTED = 20_000  # ns between two rounds of polling: somebody else had the processor
+_PAUSE = 100_000_000  # ns for which there is no polling then
+_NAP = 2  # ms to sleep for the next request alone, which costs a third of what the event loop does
 _TURN = 2_000_000  # ns after which the other tasks of the event loop get their turn
+
+
+class Elsewhere:
+    """Counts the calls that are under way in threads. Use as a context."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
+elsewhere = Elsewhere()
 
 
 class _Lowlevel:
@@ -38,6 +60,7 @@ class _Lowlevel:
         self._registered = -1
         self._hot = False
         self._turn_ends = 0
+        self._no_polling_until = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -51,18 +74,20 @@ class _Lowlevel:
             await trio.lowlevel.checkpoint()
             start = now = time.monotonic_ns()
             self._turn_ends = now + _TURN
-        if self._hot:
+        if self._hot and now > self._no_polling_until:
             poll = self._poll.poll
             limit = now + _SPIN
             while now < limit:
                 if poll(0):
                     return
-                os.sched_yield()
-                now = time.monotonic_ns()
-        await trio.lowlevel.wait_readable(fd)
+                before, now = now, time.monotonic_ns()
+                if now - before > _INTERRUPTED:
+                    self._no_polling_until = now + _PAUSE
+                    break
+        if elsewhere.count or not self._poll.poll(_NAP):
+            await trio.lowlevel.wait_readable(fd)
         now = time.monotonic_ns()
         self._hot = now - start < _HOT
-        self._turn_ends = now + _TURN
 
 
 class _ReadLock:
