@@ -103,15 +103,11 @@ def _supplementary_groups(pid: int) -> tuple[int, ...]:
     """The groups of `pid`; none for a process that has ended or that lives in another PID namespace."""
     assume(AGENT)
     try:
-        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            # All of it: what is left of a number that is cut off would be another group's.
+            text = file.read()
+    except OSError:  # it has ended
         return ()
-    try:
-        text = os.read(fd, 8192)
-    except OSError:  # it ended just now
-        return ()
-    finally:
-        os.close(fd)
     start = text.find(b"\nGroups:")
     if start < 0:
         return ()
