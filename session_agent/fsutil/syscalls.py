@@ -39,8 +39,10 @@ _umount2 = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _setfsuid = _libc_fast.setfsuid
 _setfsuid.argtypes = (ctypes.c_uint32,)
+_setfsuid.restype = ctypes.c_uint32  # the former id, which need not fit an int
 _setfsgid = _libc_fast.setfsgid
 _setfsgid.argtypes = (ctypes.c_uint32,)
+_setfsgid.restype = ctypes.c_uint32
 _syscall = _libc_fast.syscall
 
 
