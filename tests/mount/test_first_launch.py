@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import storage
 from tests.support.as_user import as_user
 from tests.support.session import USER, KasmSession, kasm_session, step
 
@@ -219,6 +220,19 @@ def test_what_the_overlay_hides_is_told_with_its_remedy(session: KasmSession) ->
     assert not session.first_launch(0)["changed"]
 
 
+def test_a_mount_behind_a_door_that_is_closed_to_the_user(session: KasmSession) -> None:
+    """Root sees it, and must not hand it on."""
+    inner = session.secret / "inner"
+    with storage.tmpfs(inner):
+        (inner / "letter").write_text("root's own\n")
+        inner.chmod(0o777)
+        session.first_launch(2)
+        states = {b["name"]: b["state"] for b in session.status()["branches"]}
+        assert states["inner"] == "dead"
+        assert not (session.vault / "inner/letter").exists()
+        session.run("stop")
+
+
 def test_links_planted_in_the_home_lead_root_nowhere(session: KasmSession) -> None:
     """Whatever the user puts where the agent writes, what only root may touch stays as it is."""
     shadow = session.secret / "shadow"
@@ -252,6 +266,40 @@ def test_a_link_in_place_of_the_state_directory(session: KasmSession) -> None:
     before = fingerprint(session.secret)
     assert session.run("first-launch").returncode == 2
     assert fingerprint(session.secret) == before
+
+
+class TestServe:
+    """In the foreground, the way a service manager runs it."""
+
+    @pytest.fixture
+    def serving(self, session: KasmSession) -> Iterator[subprocess.Popen[str]]:
+        process = session.start("serve", "--json")
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"ready": True}
+        assert session.overlay_mounts() == [str(session.vault)]
+        yield process
+        process.kill()
+        process.communicate()
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_ends_it_in_order(
+        self, session: KasmSession, serving: subprocess.Popen[str], number: signal.Signals
+    ) -> None:
+        serving.send_signal(number)
+        _, log = serving.communicate(timeout=10)
+        assert serving.returncode == 0, log
+        assert number.name in log
+        assert session.overlay_mounts() == []
+
+    def test_so_does_umount(self, session: KasmSession, serving: subprocess.Popen[str]) -> None:
+        subprocess.run(["umount", session.vault], check=True)
+        _, log = serving.communicate(timeout=10)
+        assert serving.returncode == 0, log
+
+    def test_so_does_stop(self, session: KasmSession, serving: subprocess.Popen[str]) -> None:
+        assert session.status()["pid"] == serving.pid
+        assert session.run("stop").returncode == 0
+        assert serving.wait(10) == 0
 
 
 def fingerprint(folder: Path) -> list[object]:

@@ -178,6 +178,9 @@ class TestBuildFromMounts:
             session = self.build(base)
             assert session.root_branch == f"{base}/vault"
             assert [mount.name for mount in session.mounts] == ["a"]
+            session = self.build(base, root_branch=f"{base}/elsewhere")
+            assert session.root_branch == f"{base}/elsewhere"
+            assert [mount.name for mount in session.mounts] == ["a"]
 
     def test_a_mount_that_is_the_root_branch_is_no_other_branch(self, base: Path) -> None:
         with storage.tmpfs(base / "notes"), storage.tmpfs(base / "b"):

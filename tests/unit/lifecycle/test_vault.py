@@ -116,11 +116,12 @@ class TestAsRootForAUser:
             vault.prepare(f"{home}/a/vault", USER)
             assert {path.stat().st_uid for path in home.rglob("*")} == {NOBODY}
 
-    def test_below_a_folder_that_others_write(self, base: Path) -> None:
+    @pytest.mark.parametrize(("owner", "mode"), [(0, 0o707), (0, 0o770), (NOBODY - 1, 0o755)])
+    def test_below_a_folder_that_others_change(self, base: Path, owner: int, mode: int) -> None:
         """Between the user's failure and root's success somebody could have put a link there."""
         (base / "open").mkdir()
-        (base / "open").chmod(0o707)
-        os.chown(base / "open", NOBODY - 1, NOBODY)
+        os.chown(base / "open", owner, NOBODY - 1)
+        (base / "open").chmod(mode)
         (base / "open/inner").mkdir()
         with pytest.raises(MountError, match="cannot be made"):
             vault.prepare(f"{base}/open/inner/vault", USER)
