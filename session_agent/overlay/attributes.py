@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from errno import EIO, ENODATA, ENOSYS, ENOTSUP, ESTALE
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from session_agent.fsutil.at import by_descriptor, stat_at
 from session_agent.fsutil.credentials import AGENT, Caller
@@ -14,6 +14,10 @@ from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import Vault, error
 
 T = TypeVar("T")
+
+XattrPath: TypeAlias = bytes | str | int
+"""By what an xattr call reaches a file: a name in a folder, which must not be followed if it is a symbolic
+link; procfs's link to an O_PATH descriptor, which must be followed; or a descriptor of an open file."""
 
 
 async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
@@ -80,7 +84,7 @@ async def read_link(vault: Vault, node_id: int, caller: Caller) -> bytes:
     return await node.branch.call(caller, calls.read_link, folder, node.name)
 
 
-async def _xattr_path(vault: Vault, node: Node) -> bytes | str:
+async def _xattr_path(vault: Vault, node: Node) -> XattrPath:
     if vault.moves:
         await vault.settled(node)
     if isinstance(node, FolderNode):
@@ -88,31 +92,30 @@ async def _xattr_path(vault: Vault, node: Node) -> bytes | str:
     if node.fd >= 0:
         return by_descriptor(node.fd)
     if node.handles:
-        return by_descriptor(node.handles[0].fd)
+        return node.handles[0].fd
     if node.key < 0:
         raise error(ESTALE)
     assert node.parent is not None
     return calls.xattr_path(await vault.folder_fd(node.parent), node.name)
 
 
-def _follows(path: bytes | str) -> bool:
-    # The link of procfs to a descriptor has to be followed; a name in a folder must not be.
-    return isinstance(path, str)
+def _follows(path: XattrPath) -> bool:
+    return not isinstance(path, bytes)
 
 
-def _get(path: bytes | str, name: bytes) -> bytes:
+def _get(path: XattrPath, name: bytes) -> bytes:
     return os.getxattr(path, name, follow_symlinks=_follows(path))
 
 
-def _set(path: bytes | str, name: bytes, value: bytes) -> None:
+def _set(path: XattrPath, name: bytes, value: bytes) -> None:
     os.setxattr(path, name, value, follow_symlinks=_follows(path))
 
 
-def _list(path: bytes | str) -> list[bytes]:
+def _list(path: XattrPath) -> list[bytes]:
     return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=_follows(path))]
 
 
-def _remove(path: bytes | str, name: bytes) -> None:
+def _remove(path: XattrPath, name: bytes) -> None:
     os.removexattr(path, name, follow_symlinks=_follows(path))
 
 
