@@ -194,6 +194,8 @@ class Tree:
         if node.fd >= 0 and file_format != stat.S_IFDIR:
             node.parent.branch.close_later(node.fd)  # type: ignore[union-attr]  # it has a name again
             node.fd = -1
+        if node.parent is not parent and file_format == stat.S_IFDIR and _leads_up(parent, node):
+            return node
         node.parent = parent
         node.name = name
         return node
@@ -203,6 +205,11 @@ class Tree:
         if node_id in self._by_id:
             self._spare += 1
             node_id = self._spare
+        return self._add(node_id, key, parent, name, status)
+
+    def _add(
+        self, node_id: NodeId, key: Key, parent: FolderNode, name: bytes, status: os.stat_result
+    ) -> Node:
         node: Node
         if status.st_mode & 0o170000 == stat.S_IFDIR:
             node = FolderNode(node_id, key, parent, name, parent.branch)
@@ -216,25 +223,23 @@ class Tree:
 
     def _replace(self, old: Node, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         self._close(old)
-        del self._by_id[old.id]
-        self._elsewhere.pop(old.key, None)
-        node = self._new(old.key, parent, name, status)
-        if node.id == old.id:
-            node.generation = old.generation + 1
-            node.lookups = old.lookups  # the kernel will forget the old one under the same number
+        node = self._add(old.id, old.key, parent, name, status)
+        node.generation = old.generation + 1
+        node.lookups = old.lookups  # the kernel will forget the old one under the same number
         return node
 
     def rekey(self, node: Node, branch: OpenBranch, device: int, inode: int) -> None:
         """The node's file has become another backing file (after a move). It keeps its number."""
         self._elsewhere.pop(node.key, None)
-        node.key = self.key(branch, device, inode)
-        other = self.find(node.key)
+        key = self.key(branch, device, inode)
+        other = self.find(key)
         if other is not None and other is not node:
             # A node of a file that was deleted behind our back, and whose inode number was used again.
             # It keeps its number until the kernel forgets it, but is no file's any more.
-            other.key = -other.id
-        if node.id != node.key:
-            self._elsewhere[node.key] = node
+            self.disown(other)
+        node.key = key
+        if node.id != key:
+            self._elsewhere[key] = node
 
     def disown(self, node: Node) -> None:
         """The node is no file's any more: whatever name leads the kernel to it has to be looked up anew.
@@ -293,9 +298,23 @@ class Tree:
 
     def close_all(self) -> None:
         """Close every descriptor that a node holds."""
-        for node in list(self._by_id.values()):
+        for node in [*self._by_id.values(), *self._open_folders]:
             if node is not self.root and not (type(node) is FolderNode and node.is_branch_root):
                 self._close(node)
+
+
+def _leads_up(folder: FolderNode, top: Node) -> bool:
+    """Whether `top` is `folder` or above it.
+
+    A folder that is found in itself (a mount of it below it, a junction on a Windows share) must not be
+    taken for having moved there: the way up from it would have no end. The kernel answers ELOOP for it.
+    """
+    step: FolderNode | None = folder
+    while step is not None:
+        if step is top:
+            return True
+        step = step.parent
+    return False
 
 
 def open_folders(start: int, names: list[bytes]) -> list[Opened]:
