@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from errno import ENOENT
 
 from session_agent.fsutil.at import (
-    LISTING,
     REFERENCE,
     Opened,
     by_descriptor,
@@ -22,6 +21,7 @@ from session_agent.fsutil.at import (
     rename_at,
     stat_at,
 )
+from session_agent.fsutil.credentials import AGENT, acting_as
 from session_agent.fsutil.syscalls import set_times
 
 
@@ -57,8 +57,8 @@ def open_again(fd: int, flags: int) -> Opened:
 
 
 def open_listing(folder: int) -> Opened:
-    """Open a folder to read its entries."""
-    return opened(os.open(b".", LISTING, dir_fd=folder))
+    """Open a folder to read its entries: not by the name ".", which to look up takes another right."""
+    return open_again(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def reference(folder: int, name: bytes) -> Opened:
@@ -153,11 +153,23 @@ def change(fd: int, size_fd: int, changes: Changes) -> os.stat_result:
             -1 if changes.uid is None else changes.uid,
             -1 if changes.gid is None else changes.gid,
         )
-    if changes.mode is not None:
-        os.chmod(path, stat.S_IMODE(changes.mode))
     if changes.atime_ns is not None or changes.mtime_ns is not None:
         _change_times(path, changes.atime_ns, changes.mtime_ns)
+    if changes.mode is not None:
+        _change_mode(fd, stat.S_IMODE(changes.mode))
     return os.fstat(fd)
+
+
+def _change_mode(fd: int, mode: int) -> None:
+    try:
+        os.chmod(by_descriptor(fd), mode)
+    except PermissionError:
+        # Before somebody writes who does not own the file, the kernel itself takes the set-uid bits away.
+        present = stat.S_IMODE(os.fstat(fd).st_mode)
+        if (mode ^ present) & ~(stat.S_ISUID | stat.S_ISGID):
+            raise
+        with acting_as(AGENT):
+            os.chmod(by_descriptor(fd), mode & present)
 
 
 def _change_times(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:

@@ -11,6 +11,7 @@ from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.model import MountState
 from session_agent.overlay import calls
 from session_agent.overlay.attributes import status_of
+from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle
 from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import RESERVED_PREFIX, Vault, error
@@ -55,7 +56,7 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
                 return
             continue
         try:
-            statuses = await branch.call(handle.caller, calls.stat_all, handle.fd, names)
+            statuses = await _statuses(handle, branch, names)
             vault.same_branch(folder, branch)
         except OSError:
             if position > start:
@@ -64,6 +65,16 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
         if not _reply_plain(vault, folder, names, statuses, position, reply):
             return
         position += len(names)
+
+
+async def _statuses(
+    handle: FolderHandle, branch: OpenBranch, names: list[bytes]
+) -> list[os.stat_result | None]:
+    """The status of each name. Who may only list the folder is told no more than the names by the kernel."""
+    try:
+        return await branch.call(handle.caller, calls.stat_all, handle.fd, names)
+    except PermissionError:
+        return await branch.call(AGENT, calls.stat_all, handle.fd, names)
 
 
 async def _reply_virtual(vault: Vault, handle: FolderHandle, position: int, reply: Reply) -> bool:
