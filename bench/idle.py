@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.contenders import Served, settle
@@ -32,12 +32,14 @@ class Rest:
     """What the threads of one contender did although nobody asked for anything.
 
     `switches` are voluntary context switches within `seconds`, and `calls` the system calls by name
-    within another such time under strace; None where it could not be attached.
+    within another such time under strace; None where it could not be attached. `disturbed`:
+    somebody dropped the kernel's caches meanwhile, which the kernel tells every FUSE server.
     """
 
     seconds: float
     switches: int
     calls: dict[str, int] | None
+    disturbed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def observe(
         rests = _rests(filled, seconds)
         if dropped == _drops():
             break
-        say("bench: somebody dropped the kernel's caches, which wakes every FUSE server")
+        rests = {name: replace(rest, disturbed=True) for name, rest in rests.items()}
+        say("bench: somebody else dropped the kernel's caches meanwhile")
     for contender in filled:
         after_start, with_nodes = sizes[contender.name]
         found[contender.name] = Idle(

@@ -51,6 +51,8 @@ def as_text(run: Run) -> str:
             parts.append("Failed:\n" + "\n".join(failures))
     if run.idle:
         parts += ["At rest. MiB of all its processes together, PSS (RSS).", _idle(run.idle)]
+        if any(isinstance(found, Idle) and found.rest.disturbed for found in run.idle.values()):
+            parts.append("Disturbed: somebody else dropped the kernel's caches meanwhile.")
         vault = run.idle.get(VAULT)
         if isinstance(vault, Idle) and vault.rest.calls:
             calls = ", ".join(f"{name} {count}" for name, count in vault.rest.calls.items())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from bench import plot, report
@@ -67,6 +68,14 @@ def test_text_has_what_rest_costs() -> None:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert ["vault", "2", "2.0 (4.0)", "3.0 (5.0)", "100", "3", "3", "10 s"] in cells
     assert "The vault's calls: read 2, futex 1" in lines
+
+
+def test_text_says_if_rest_was_disturbed() -> None:
+    quiet = RUN.idle["vault"]
+    assert isinstance(quiet, Idle)
+    noisy = replace(quiet, rest=replace(quiet.rest, disturbed=True))
+    assert "Disturbed" not in report.as_text(RUN)
+    assert "Disturbed" in report.as_text(replace(RUN, idle={"vault": noisy}))
 
 
 def test_json_has_the_samples() -> None:
