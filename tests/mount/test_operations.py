@@ -11,7 +11,7 @@ import ctypes
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 Case = Callable[[Path], object]
 
 CASES: dict[str, Case] = {}
-BRANCHES = ("", "alpha", "gamma", "delta")  # the root branch and a bind mount (ext4), an xfs, a tmpfs
+# The root branch and a bind mount (ext4), an xfs, a tmpfs.
+BRANCHES = ("", "alpha", "gamma", "delta")
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY
 NOREPLACE, EXCHANGE = 1, 2
@@ -45,7 +46,7 @@ def shown(status: os.stat_result) -> tuple[object, ...]:
     return oct(status.st_mode), links, status.st_uid, status.st_gid, size, status.st_rdev
 
 
-def everything(path: str | bytes, other: str | bytes) -> dict[str, object]:
+def everything(path: str, other: str) -> dict[str, object]:
     """What every operation on `path` answers; `other` is a free name beside it. Order matters."""
     create = os.O_WRONLY | os.O_CREAT
 
@@ -119,7 +120,15 @@ def a_long_new_name(folder: Path) -> object:
 def names_of_every_byte(folder: Path) -> object:
     base = os.fsencode(folder)
     names = [bytes([number]) for number in range(1, 256)]
-    names += [b"\xff\xfe" * 127, b"\xc3(", b" ", b"\n\t", b"a" * 254 + b"\x80", b"...", "ä".encode()]
+    names += [
+        b"\xff\xfe" * 127,
+        b"\xc3(",
+        b" ",
+        b"\n\t",
+        b"a" * 254 + b"\x80",
+        b"...",
+        "ä".encode(),
+    ]
     made = [outcome(lambda: os.mkdir(base + b"/" + name)) for name in names]  # noqa: B023
     modes = [outcome(lambda: os.stat(base + b"/" + name).st_mode) for name in names]  # noqa: B023
     return made, modes, sorted(os.listdir(base))
@@ -259,7 +268,13 @@ def a_fifo(folder: Path) -> object:
     os.close(writing)
     attribute = outcome(lambda: os.setxattr(folder / "x", "user.a", b"1"))
     os.rename(folder / "x", folder / "y")
-    return got, alone, attribute, shown(os.stat(folder / "y")), outcome(lambda: os.unlink(folder / "y"))
+    return (
+        got,
+        alone,
+        attribute,
+        shown(os.stat(folder / "y")),
+        outcome(lambda: os.unlink(folder / "y")),
+    )
 
 
 @case
@@ -585,8 +600,8 @@ def test_a_hard_link_to_another_branch(vault: Vault) -> None:
 
 
 @pytest.fixture
-def read_only(vault: Vault, place: Storage) -> Iterator[tuple[Path, Path]]:
-    yield place.branch("readonly"), vault.path / "readonly"
+def read_only(vault: Vault, place: Storage) -> tuple[Path, Path]:
+    return place.branch("readonly"), vault.path / "readonly"
 
 
 def test_a_read_only_branch(read_only: tuple[Path, Path]) -> None:
@@ -671,7 +686,7 @@ def test_reserved_names_are_not_there(vault: Vault) -> None:
         assert outcome(lambda: os.rename(path, folder / "new")) == "ENOENT"  # noqa: B023
         assert outcome(lambda: os.mkdir(path)) == "EPERM"  # noqa: B023
         assert outcome(lambda: os.symlink("x", path)) == "EPERM"  # noqa: B023
-        assert outcome(lambda: path.write_bytes(b"")) == "EPERM"
+        assert outcome(lambda: path.write_bytes(b"")) == "EPERM"  # noqa: B023
         assert outcome(lambda: os.mkfifo(path)) == "EPERM"  # noqa: B023
         (folder / "file").write_bytes(b"")
         for step in (os.rename, os.link):
@@ -687,7 +702,9 @@ def test_reserved_names_are_not_there(vault: Vault) -> None:
 def test_figures_of_the_file_systems(vault: Vault, place: Storage) -> None:
     """Each file system counts once: alpha, beta, readonly and the root branch are one."""
     served = os.statvfs(vault.path / "gamma")
-    behind = [os.statvfs(path) for path in (place.root, *map(place.branch, ("gamma", "delta", "tiny")))]
+    behind = [
+        os.statvfs(path) for path in (place.root, *map(place.branch, ("gamma", "delta", "tiny")))
+    ]
     assert served.f_namemax == 255
     total = sum(one.f_blocks * one.f_frsize for one in behind)
     assert abs(served.f_blocks * served.f_frsize - total) < 16384

@@ -77,9 +77,7 @@ def storage() -> Iterator[Storage]:
         (ext4 / "readonly/folder").mkdir()
         for name in ("alpha", "beta", "readonly"):
             branch = base / "branches" / name
-            stack.enter_context(
-                mounted.bind(ext4 / name, branch, read_only=name == "readonly")
-            )
+            stack.enter_context(mounted.bind(ext4 / name, branch, read_only=name == "readonly"))
         for name in ("delta", "tiny"):
             (base / "branches" / name).chmod(0o755)
         yield Storage(base)
@@ -255,9 +253,9 @@ def as_person(
     with open(reading, "rb") as pipe:
         data = pipe.read()
     os.waitpid(pid, 0)
-    result, failure = pickle.loads(data)  # noqa: S301 - from our own child
-    if failure is not None:
-        raise failure
+    result, raised = pickle.loads(data)  # noqa: S301 - from our own child
+    if raised is not None:
+        raise raised
     return result  # type: ignore[no-any-return]  # what `step` returned
 
 
