@@ -85,7 +85,7 @@ class Vault:
     async def folder_fd(self, folder: FolderNode) -> int:
         """The folder's O_PATH descriptor, opened again from the nearest open folder above if need be.
 
-        ESTALE if another folder has taken its place meanwhile.
+        ESTALE if it is not there any more, or something else has taken its place.
         """
         if folder.fd >= 0:
             return folder.fd
@@ -98,7 +98,11 @@ class Vault:
             raise await self._unavailable(folder.branch)
         chain.reverse()
         branch = folder.branch
-        found = await branch.call(AGENT, open_folders, above.fd, [node.name for node in chain])
+        names = [node.name for node in chain]
+        try:
+            found = await branch.call(AGENT, open_folders, above.fd, names)
+        except (FileNotFoundError, NotADirectoryError):  # also of a symbolic link
+            raise error(ESTALE) from None
         for node, (fd, status) in zip(chain, found, strict=True):
             if self.tree.key(branch, status.st_dev, status.st_ino) == node.key:
                 self.tree.opened(node, fd)
