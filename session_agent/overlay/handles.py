@@ -79,6 +79,7 @@ class FolderHandle:
     def restart(self) -> None:
         """The descriptor leads to another folder now, with the same entries: list the rest of them there."""
         if self.entries is not None:
+            self.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
             self.entries = os.scandir(self.fd)
             self.restarted = True
 
