@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 import pyfuse3
+import trio
 
 from session_agent.errors import MountError, TimeLimitError
 from session_agent.fsutil import bounded
@@ -104,11 +105,19 @@ class Overlay:
                 " or fusermount3 when the agent runs as a user.",
             ) from error
         self._mounted = True
-        _read_further_ahead(self._mountpoint)
 
     async def run(self) -> None:
         """Serve until unmounted or stopped."""
-        await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tune)
+            await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
+            nursery.cancel_scope.cancel()
+
+    async def _tune(self) -> None:
+        """What can only be set once the kernel has agreed with us on how to talk (FUSE_INIT)."""
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        _read_further_ahead(self._mountpoint)
 
     def stop(self) -> None:
         """Make `run` return. To be called in the trio thread."""
