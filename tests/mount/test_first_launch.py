@@ -57,6 +57,7 @@ def test_what_is_made_in_the_home_belongs_to_the_user(session: KasmSession) -> N
     assert {path.lstat().st_uid for path in made} == {USER}
     assert {path.lstat().st_gid for path in made} == {USER}
     assert session.state_dir.stat().st_mode & 0o777 == 0o700
+    assert session.root_branch.stat().st_mode & 0o777 == 0o700
     assert (session.state_dir / "control.sock").stat().st_mode & 0o777 == 0o600
 
 
@@ -161,6 +162,7 @@ def test_an_agent_that_hangs_is_reported_and_can_be_forced_out(session: KasmSess
         assert stubborn.returncode == 1
         assert "--force" in stubborn.stderr
         assert session.run("stop", "--force").returncode == 0
+        assert not is_running(pid)
     finally:
         if is_running(pid):
             os.kill(pid, signal.SIGCONT)
@@ -290,6 +292,16 @@ class TestServe:
         assert serving.returncode == 0, log
         assert number.name in log
         assert session.overlay_mounts() == []
+
+    def test_it_takes_over_too(self, session: KasmSession, serving: subprocess.Popen[str]) -> None:
+        serving.kill()
+        wait_for_dead_mount(session)
+        again = session.start("serve", "--json")
+        assert again.stdout is not None
+        assert json.loads(again.stdout.readline()) == {"ready": True}
+        assert session.overlay_mounts() == [str(session.vault)]
+        again.terminate()
+        assert "took over" in again.communicate(timeout=10)[1]
 
     def test_so_does_umount(self, session: KasmSession, serving: subprocess.Popen[str]) -> None:
         subprocess.run(["umount", session.vault], check=True)

@@ -220,8 +220,21 @@ class TestDeadAndHung:
         as_user(use_the_others, USER)
         again = session.first_launch(2)
         assert not again["changed"]
-        mounts = session.run("mounts", "--json")
-        assert mounts.returncode == 2
+        assert step(again, "mounts")["detail"] == detail
+        assert session.run("mounts", "--json").returncode == 2
+
+    def test_a_second_one_waits_for_the_agent_of_the_first(
+        self, session: KasmSession, drives: dict[str, storage.RcloneMount]
+    ) -> None:
+        """Probing what hangs takes the agent two seconds before it listens."""
+        drives["hung"].stop()
+        first = session.start("first-launch")
+        while not (session.state_dir / "agent.lock").exists():
+            time.sleep(0.05)
+        second = session.first_launch(2)
+        assert "is served" in step(second, "vault")["detail"]
+        first.communicate(timeout=30)
+        assert first.returncode == 2
 
     def test_one_that_dies_while_the_agent_runs(
         self, session: KasmSession, drives: dict[str, storage.RcloneMount]
@@ -252,6 +265,12 @@ class TestWithoutFuse:
         told = self.check(session)
         assert "overlay.enabled is false" in told
         assert RUN_CONFIG in told
+
+    def test_the_vaults_folder_is_made_all_the_same(self, session: KasmSession) -> None:
+        session.vault = session.base / "new"
+        session.settings |= {"vault": str(session.vault), "overlay": {"enabled": False}}
+        self.check(session)
+        assert session.vault.stat().st_uid == USER
 
     @pytest.mark.needs_fuse
     def test_a_device_that_the_user_cannot_open(self, session: KasmSession) -> None:

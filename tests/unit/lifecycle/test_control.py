@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from session_agent.errors import ControlError, UserFileError
-from session_agent.lifecycle import control, state
+from session_agent.lifecycle import control, daemon, state
 from session_agent.lifecycle.session import Place
 from session_agent.model import SessionUser
 from tests.support.as_user import NOBODY, as_user, home_of
@@ -30,20 +30,24 @@ from session_agent.lifecycle import state
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.control_server import ControlServer
 from session_agent.model import SessionUser
-uid = int(sys.argv[2])
+uid, delay = int(sys.argv[2]), float(sys.argv[3])
 user = SessionUser("u", uid, uid, (), "/")
 folder = state.create(sys.argv[1], user)
 assert state.lock(folder, user)
+if delay:
+    print("listening", flush=True)
 
 async def main():
     async with trio.open_nursery() as nursery:
         def stop():
             nursery.cancel_scope.cancel()
             return document
+        await trio.sleep(delay)
         document = StatusDocument("running", "/caf\\udce9", os.getpid())
         server = ControlServer(folder, user, {"status": lambda: document, "stop": stop})
         nursery.start_soon(server.run)
-        print("listening", flush=True)
+        if not delay:
+            print("listening", flush=True)
 
 trio.run(main)
 """
@@ -55,10 +59,10 @@ def place_of(folder: Path, uid: int) -> Place:
 
 
 class Server:
-    def __init__(self, folder: Path, uid: int) -> None:
+    def __init__(self, folder: Path, uid: int, delay: float = 0.0) -> None:
         self.place = place_of(folder, uid)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, self.place.state_dir, str(uid)],
+            [sys.executable, "-c", _SERVE, self.place.state_dir, str(uid), str(delay)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=ROOT,
@@ -153,6 +157,20 @@ def test_one_that_hangs_is_told_from_one_that_starts(server: Server) -> None:
     assert not running.starting
     (Path(server.place.state_dir) / "control.sock").unlink()
     assert status(server).starting
+
+
+def test_one_that_starts_is_waited_for(tmp_path: Path) -> None:
+    server = Server(tmp_path, os.getuid(), delay=0.5)
+    try:
+        assert status(server).starting
+        short = daemon.await_other(server.place, 0.1)
+        assert short is not None
+        assert short.starting
+        ready = daemon.await_other(server.place, 10)
+        assert ready is not None
+        assert ready.document is not None
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(
