@@ -117,7 +117,7 @@ def session_user(loaded: Loaded) -> SessionUser:
     except TimeLimitError:
         raise TimeLimitError(
             f"The home {printable(home)}, or the user database, does not answer.",
-            "Set `user` in the settings, and see what the home is mounted from.",
+            "See what the home is mounted from; nothing can be done without it.",
         ) from None
 
 

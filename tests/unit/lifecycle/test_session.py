@@ -68,7 +68,7 @@ class TestAsRoot:
 
     def test_roots_config_home_is_not_the_users(self) -> None:
         with home_of(NOBODY) as home:
-            both = Loaded(Settings(), Environment(home=str(home), config_home="/root/.config"))
+            both = Loaded(Settings(), Environment(home=str(home), config_home="/etc/xdg"))
             assert find_place(both).config_home == f"{home}/.config"
 
 
