@@ -10,9 +10,7 @@ import pytest
 from session_agent import settings
 from session_agent.errors import SettingsError
 from session_agent.settings import Settings, load
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: owners and modes matter to it")
-as_user = pytest.mark.skipif(os.geteuid() == 0, reason="runs as an ordinary user")
+from tests.support.as_user import NOBODY, as_user, home_of
 
 
 @pytest.fixture
@@ -190,17 +188,36 @@ def test_a_file_without_end(file: Path) -> None:
     assert "larger than 256 KiB" in refused(file)
 
 
-@as_user
-def test_an_unreadable_file(file: Path) -> None:
-    file.write_text("")
-    file.chmod(0)
-    assert "cannot be read: Permission denied" in refused(file)
+@pytest.mark.needs_root
+def test_an_unreadable_file() -> None:
+    with home_of() as folder:
+        file = folder / "config.yaml"
+        file.write_text("vault: /v\n")
+        file.chmod(0)
+
+        def check() -> None:
+            assert "cannot be read: Permission denied" in refused(file)
+
+        as_user(check)
+
+
+@pytest.mark.needs_root
+def test_a_users_own_file_may_be_the_users() -> None:
+    with home_of() as folder:
+        file = folder / "config.yaml"
+        file.write_text("vault: /v\n")
+        os.chown(file, NOBODY, NOBODY)
+
+        def check() -> None:
+            assert load(str(file), {}).settings.vault == "/v"
+
+        as_user(check)
 
 
 class TestWhoCanWriteIt:
     """Run as root, what others than root can change is refused."""
 
-    pytestmark = as_root
+    pytestmark = pytest.mark.needs_root
 
     @pytest.fixture(autouse=True)
     def written(self, file: Path) -> None:
