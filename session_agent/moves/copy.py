@@ -40,7 +40,7 @@ class Snapshot:
     size: int
     mtime_ns: int
     ctime_ns: int
-    linked: bool
+    links: int  # 1 for a folder
 
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
@@ -52,7 +52,7 @@ class Snapshot:
             0 if file_format == stat.S_IFDIR else status.st_size,
             status.st_mtime_ns,
             status.st_ctime_ns,
-            status.st_nlink > 1 and file_format != stat.S_IFDIR,
+            1 if file_format == stat.S_IFDIR else status.st_nlink,
         )
 
     def still_holds(self, status: os.stat_result, renamed: bool = False) -> bool:
@@ -64,7 +64,7 @@ class Snapshot:
         if (now.identity, now.format, now.size) != (self.identity, self.format, self.size):
             return False
         return now.mtime_ns == self.mtime_ns and (
-            renamed or self.linked or now.linked or now.ctime_ns == self.ctime_ns
+            renamed or self.links > 1 or now.links > 1 or now.ctime_ns == self.ctime_ns
         )
 
 

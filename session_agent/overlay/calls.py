@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from errno import ENOENT
 
 from session_agent.fsutil.at import (
+    FOLDER,
     REFERENCE,
     Opened,
     by_descriptor,
@@ -222,6 +223,28 @@ def stat_all(folder: int, names: list[bytes]) -> list[os.stat_result | None]:
             if error.errno != ENOENT:
                 raise
             found.append(None)
+    return found
+
+
+def find_below(
+    folder: int, wanted: set[tuple[int, int]]
+) -> list[list[tuple[bytes, os.stat_result]]]:
+    """The way to every name, in the folder and all below it, of the files with these devices and numbers."""
+    found: list[list[tuple[bytes, os.stat_result]]] = []
+    for name in os.listdir(by_descriptor(folder)):
+        step = os.fsencode(name)
+        try:
+            status = stat_at(folder, step)
+            if (status.st_dev, status.st_ino) in wanted:
+                found.append([(step, status)])
+            elif stat.S_ISDIR(status.st_mode):
+                below = open_at(folder, step, FOLDER)
+                try:
+                    found += [[(step, status), *way] for way in find_below(below, wanted)]
+                finally:
+                    os.close(below)
+        except FileNotFoundError:
+            continue  # it has just gone
     return found
 
 

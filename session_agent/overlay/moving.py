@@ -8,11 +8,13 @@ handles are put on the new place; afterwards the nodes follow, and keep their nu
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EBUSY
+from errno import EBUSY, ENOTEMPTY
 
+import pyfuse3
 import trio
 
 from session_agent.fsutil.at import Opened, open_at, stat_at
@@ -63,6 +65,8 @@ async def move(
     """Rename across branches. OSError as rename(2) gives it; EBUSY if a branch hangs below the source."""
     if vault.branch_below(source_folder, source_name):
         raise error(EBUSY)
+    if vault.branch_below(target_folder, target_name):
+        raise error(EBUSY if flags & RENAME_EXCHANGE else ENOTEMPTY)
     source = await _end(vault, source_folder, source_name)
     target = await _end(vault, target_folder, target_name)
     ends = (source, target) if flags & RENAME_EXCHANGE else (source,)
@@ -76,6 +80,7 @@ async def move(
     try:
         with _frozen(vault, ends):
             await _idle(vault, ends)
+            await _find_lost(vault, ends)
             switches = [_switches(vault, end.node) for end in ends]
 
             def on_commit() -> None:
@@ -108,8 +113,10 @@ async def _end(vault: Vault, folder: FolderNode, name: bytes) -> _End:
         status = await branch.call(AGENT, stat_at, fd, name)
     except FileNotFoundError:
         return _End(folder, name, None, branch)
-    key = vault.tree.key(branch, status.st_dev, status.st_ino)
-    return _End(folder, name, vault.tree.find(key), branch)
+    node = vault.tree.find(vault.tree.key(branch, status.st_dev, status.st_ino))
+    if node is not None:  # what is known of where it lies may be outdated
+        node = vault.tree.found(folder, name, status)
+    return _End(folder, name, node, branch)
 
 
 async def _hold(vault: Vault, target: _End) -> Opened | None:
@@ -162,6 +169,28 @@ async def _idle(vault: Vault, ends: tuple[_End, ...]) -> None:
             if handle.writing and _is_below(handle.node, end.node):
                 handle.idle = trio.Event()
                 await handle.idle.wait()
+
+
+async def _find_lost(vault: Vault, ends: tuple[_End, ...]) -> None:
+    """Find the open files that have lost the name by which they were known, but have another in an end."""
+    for end in ends:
+        if not isinstance(end.node, FolderNode):
+            continue
+        lost: set[tuple[int, int]] = set()
+        for handle in vault.handles.files():
+            if handle.node.fd >= 0 and handle.node.branch is end.branch:
+                status = await end.branch.call(AGENT, os.fstat, handle.node.fd)
+                if status.st_nlink:
+                    lost.add((status.st_dev, status.st_ino))
+        if not lost:
+            continue
+        folder_fd = await vault.folder_fd(end.node)
+        for steps in await end.branch.call_slowly(AGENT, calls.find_below, folder_fd, lost):
+            folder = end.node
+            for name, status in steps:
+                node = vault.tree.found(folder, name, status)
+                if isinstance(node, FolderNode):
+                    folder = node
 
 
 def _switches(vault: Vault, top: Node | None) -> list[_Switch]:
@@ -254,16 +283,25 @@ def _rekey_copied(
     vault: Vault, copied: Copied, top: Node, old: OpenBranch, new: OpenBranch
 ) -> None:
     """Give the nodes the identities of the copies."""
-    stack = [copied]
-    while stack:
-        one = stack.pop()
+    everything = list(_all_copied(copied))
+    moved = Counter(one.source.identity for one in everything)
+    for one in everything:
         node = vault.tree.find(vault.tree.key(old, *one.source.identity))
         if node is None or not _is_below(node, top):
-            pass
-        elif one.source.linked and not node.handles:
+            continue
+        if one.source.links > moved[one.source.identity] and not node.handles:
             vault.tree.disown(node)
+            # What the kernel remembers of it would be shown for the link that stays.
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(node.id), attr_only=True)
         else:
             vault.tree.rekey(node, new, *one.copy)
+
+
+def _all_copied(top: Copied) -> Iterator[Copied]:
+    stack = [top]
+    while stack:
+        one = stack.pop()
+        yield one
         stack.extend(one.entries.values())
 
 
