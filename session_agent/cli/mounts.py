@@ -30,7 +30,8 @@ def command(config: str | None, as_json: bool) -> int:
     """
     loaded = settings(config)
     place = session.find_place(loaded)
-    known = status.not_answering(place, control.consult(place))
+    limit = loaded.settings.mounts.probe_seconds
+    known = status.not_answering(place, control.consult(place), limit)
     found = session.build(loaded, place, known)
     mounts = status.mounts(found)
     if as_json:

@@ -68,7 +68,7 @@ class _FirstLaunch:
         running, fault = self._consult()
         if running is None and fault is None:
             fault = self._make_room()
-        known = status.not_answering(place, running)
+        known = status.not_answering(place, running, self._loaded.settings.mounts.probe_seconds)
         session = sessions.build(self._loaded, place, known)
         in_use = None
         if running is not None and running.document and _differs(session, running.document):

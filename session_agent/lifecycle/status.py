@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 
+from session_agent.errors import TimeLimitError
+from session_agent.fsutil import bounded
 from session_agent.lifecycle import control, vault
 from session_agent.lifecycle.control import BranchStatus, StatusDocument
 from session_agent.lifecycle.session import Place
@@ -78,15 +82,40 @@ def mounts(session: Session) -> list[dict[str, str]]:
     ]
 
 
-def not_answering(place: Place, running: control.Running | None) -> dict[str, MountState]:
-    """The branches beneath the overlay that do not answer, by path, as the agent knows them.
+def not_answering(
+    place: Place, running: control.Running | None, time_limit: float
+) -> dict[str, MountState]:
+    """The branches beneath the overlay that do not answer, by path.
 
-    No probe of the mounts can reach there: one through the overlay tells that a branch is alive, but
-    not whether another one is dead or hung.
+    No probe of the mounts can reach there, and what the kernel has cached of the overlay hides a death
+    for a while. The agent knows of those that failed it; the others are listed through the overlay, all
+    at once, for `time_limit` seconds at most.
     """
     document = running.document if running else None
-    return {
+    known = {
         branch.path: branch.state
         for branch in (document.branches if document else ())
-        if below(branch.path, place.vault) == branch.name and branch.state is not MountState.ALIVE
+        if below(branch.path, place.vault) == branch.name
     }
+    steps = {
+        path: bounded.start(partial(_list, path), int, place.user)
+        for path, state in known.items()
+        if state is MountState.ALIVE
+    }
+    for path, outcome in bounded.collect(steps, time_limit).items():
+        known[path] = _state_of(outcome)
+    return {path: state for path, state in known.items() if state is not MountState.ALIVE}
+
+
+def _list(path: str) -> int:
+    with os.scandir(path) as entries:
+        next(entries, None)
+    return 0
+
+
+def _state_of(outcome: int | Exception) -> MountState:
+    number = outcome.errno if isinstance(outcome, OSError) else None
+    if isinstance(outcome, TimeLimitError) or number == errno.ETIMEDOUT:
+        return MountState.HUNG
+    gone = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESTALE, errno.ENODEV)
+    return MountState.DEAD if number in gone else MountState.ALIVE
