@@ -12,6 +12,7 @@ call into it runs: the number could be in use again by the time the thread gets 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -25,6 +26,7 @@ from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.model import Branch, MountState
 from session_agent.mounts.probe import probe
+from session_agent.overlay.calls import Renamed
 from session_agent.overlay.polling import elsewhere
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,13 @@ class OpenBranch:
         with elsewhere:
             return await trio.to_thread.run_sync(with_rights)
 
+    async def release(self, caller: Caller, fd: int) -> None:
+        """Close the descriptor of an open file or folder. It is closed even if that is an error."""
+        assume(caller)
+        os.close(fd)
+
     def close_later(self, fd: int) -> None:
-        """Close a descriptor as soon as no call can be using it."""
+        """Close an O_PATH descriptor as soon as no call can be using it."""
         os.close(fd)
 
     def close(self) -> None:
@@ -78,10 +85,14 @@ class OpenBranch:
 
 
 class _Job:
-    """One call into a remote branch: the thread fills it in, the task that waits may give it up."""
+    """One call into a remote branch: the thread fills it in, the task that waits may give it up.
 
-    def __init__(self, work: Callable[[], object]) -> None:
+    `certain`: it is to be done all the same, be it much later.
+    """
+
+    def __init__(self, work: Callable[[], object], certain: bool) -> None:
         self.work = work
+        self.certain = certain
         self.done = trio.Event()
         self.result: object = None
         self.error: BaseException | None = None
@@ -89,7 +100,7 @@ class _Job:
 
     def run(self) -> None:
         """In the thread. A job that was given up before it began must not change anything any more."""
-        if self.given_up:
+        if self.given_up and not self.certain:
             return
         try:
             self.result = self.work()
@@ -113,6 +124,7 @@ class RemoteBranch(OpenBranch):
         self._running = 0
         self._to_close: list[int] = []
         self._next_probe = 0.0
+        self._probing = trio.Event()  # set when the probe under way has ended
 
     async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
         """As a local branch's, in a thread. OSError ETIMEDOUT when the branch hangs."""
@@ -123,35 +135,78 @@ class RemoteBranch(OpenBranch):
             assume(caller)
             return function(*arguments)
 
-        job = _Job(work)
-        self._running += 1
-        trio.lowlevel.spawn_system_task(self._in_thread, job)
-        while not job.done.is_set():
-            with elsewhere, trio.move_on_after(self._time_limit):
-                await job.done.wait()
-            if not job.done.is_set() and not await self._probe() and not job.done.is_set():
-                job.given_up = True
-                raise _unavailable(self.state)
-        if job.error is not None:
-            if isinstance(job.error, OSError) and job.error.errno in _DEAD:
-                self._became(MountState.DEAD)
-            raise job.error
+        job = self._start(work)
+        await self._ended(job)
         return job.result  # type: ignore[return-value]  # what `work` returned
 
     call_slowly = call
 
+    async def release(self, caller: Caller, fd: int) -> None:
+        """As a local branch's, in a thread: closing a file tells its server, and may wait for it.
+
+        While the branch hangs nobody waits, but it is closed in the end: a server may only then save it.
+        """
+
+        def work() -> None:
+            assume(caller)
+            os.close(fd)
+
+        job = self._start(work, certain=True)
+        if self.state is MountState.ALIVE:
+            await self._ended(job)
+
+    def _start(self, work: Callable[[], object], certain: bool = False) -> _Job:
+        job = _Job(work, certain)
+        self._running += 1
+        trio.lowlevel.spawn_system_task(self._in_thread, job)
+        return job
+
+    async def _ended(self, job: _Job) -> None:
+        """Wait for the job's end, and raise what it has raised. Give it up if the branch does not answer."""
+        try:
+            while not job.done.is_set():
+                with elsewhere, trio.move_on_after(self._time_limit):
+                    await job.done.wait()
+                if not job.done.is_set() and not await self._answers() and not job.done.is_set():
+                    raise _unavailable(self.state)
+        except BaseException:  # trio.Cancelled included
+            job.given_up = True
+            if job.done.is_set():
+                close_result(job.result)
+            raise
+        if job.error is not None:
+            if isinstance(job.error, OSError) and job.error.errno in _DEAD:
+                self._became(MountState.DEAD)
+            raise job.error
+
     async def _in_thread(self, job: _Job) -> None:
         try:
-            await trio.to_thread.run_sync(job.run, limiter=self._limiter, abandon_on_cancel=True)
-        finally:
+            await self._thread(job.run)
             job.done.set()
             if job.given_up:
-                close_result(job.result)
+                await self._thread(lambda: close_result(job.result))
+        finally:
+            job.done.set()
             self._running -= 1
             if self._running == 0:
                 fds, self._to_close = self._to_close, []
                 for fd in fds:
                     os.close(fd)
+
+    async def _thread(self, function: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
+
+    async def _answers(self) -> bool:
+        """Whether the branch is alive; by the last probe if that was just now, or is under way.
+
+        Each probe is a process, and on a hung mount one that may not be ended: all that suspect share one.
+        """
+        if time.monotonic() >= self._next_probe:
+            await self._probe()
+        else:
+            with elsewhere:
+                await self._probing.wait()
+        return self.state is MountState.ALIVE
 
     async def _revived(self) -> bool:
         """Ask a branch that is not alive once more, but not at every call."""
@@ -166,8 +221,12 @@ class RemoteBranch(OpenBranch):
 
         # Set first, so that the calls that come meanwhile do not each start a process.
         self._next_probe = time.monotonic() + self._RETRY_SECONDS
-        with elsewhere:
-            self._became(await trio.to_thread.run_sync(in_process))
+        ended = self._probing = trio.Event()
+        try:
+            with elsewhere:
+                self._became(await trio.to_thread.run_sync(in_process))
+        finally:
+            ended.set()
         return self.state is MountState.ALIVE
 
     def _became(self, state: MountState) -> None:
@@ -176,7 +235,7 @@ class RemoteBranch(OpenBranch):
             self.state = state
 
     def close_later(self, fd: int) -> None:
-        """Close a descriptor when no call is under way that could be using it."""
+        """Close an O_PATH descriptor when no call is under way that could be using it."""
         if self._running:
             self._to_close.append(fd)
         else:
@@ -185,8 +244,11 @@ class RemoteBranch(OpenBranch):
 
 def close_result(result: object) -> None:
     """Close the descriptors in the result of a call whose caller is gone."""
+    if isinstance(result, Renamed):
+        result = result.replaced
     if isinstance(result, Opened):
-        os.close(result.fd)
+        with contextlib.suppress(OSError):  # its server is gone: closed all the same
+            os.close(result.fd)
     elif isinstance(result, list):
         for one in result:
             close_result(one)

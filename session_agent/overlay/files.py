@@ -44,7 +44,7 @@ async def _open(vault: Vault, node: Node, flags: int, opener: Caller) -> Opened:
     except FileNotFoundError:
         raise error(ESTALE) from None
     if vault.tree.key(branch, found.status.st_dev, found.status.st_ino) != node.key:
-        branch.close_later(found.fd)
+        await branch.release(opener, found.fd)
         raise error(ESTALE)
     return found
 
@@ -88,4 +88,4 @@ async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
 async def release(vault: Vault, handle_id: int) -> None:
     """The last descriptor is closed. For a remote branch that may take its time, so in a thread."""
     handle = vault.handles.remove(handle_id)
-    await handle.branch.call(handle.caller, os.close, handle.fd)
+    await handle.branch.release(handle.caller, handle.fd)

@@ -176,7 +176,7 @@ async def release_folder(vault: Vault, handle_id: int) -> None:
     handle = vault.handles.remove_folder(handle_id)
     if handle.entries is not None:
         handle.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
-    await handle.node.branch.call(AGENT, os.close, handle.fd)
+    await handle.node.branch.release(AGENT, handle.fd)
 
 
 async def figures(vault: Vault) -> os.statvfs_result:

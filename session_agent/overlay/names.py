@@ -98,7 +98,7 @@ async def create(
     try:
         entry = _found(vault, parent, branch, name, status)
     except OSError:
-        branch.close_later(file_fd)
+        await branch.release(caller, file_fd)
         raise
     return vault.handles.add(Handle(file_fd, flags, entry.node, caller, branch)), entry
 
