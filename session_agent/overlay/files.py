@@ -22,10 +22,15 @@ _NOT_FOR_BACKING = os.O_APPEND | os.O_DIRECT | os.O_NOCTTY | os.O_CREAT | os.O_E
 async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> tuple[int, bool]:
     """open: the handle's number, and whether the pages that the kernel has of the file are still right."""
     node = vault.tree[node_id]
-    if vault.moves:
-        await vault.settled(node)
     opener = AGENT if flags & _EXECUTE else caller
-    fd, status = await _open(vault, node, flags & ~_NOT_FOR_BACKING, opener)
+    while True:
+        if vault.moves:
+            await vault.settled(node)
+        fd, status = await _open(vault, node, flags & ~_NOT_FOR_BACKING, opener)
+        if not vault.moves or not vault.is_moving(node):
+            break
+        # A move has begun meanwhile (in a remote branch), and does not know of this descriptor.
+        await node.branch.release(opener, fd)
     version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
     keep = node.cached_version == version
     node.cached_version = version
@@ -60,6 +65,7 @@ async def write(vault: Vault, handle_id: int, offset: int, data: bytes) -> int:
     handle = vault.handles.file(handle_id)
     if vault.moves:
         await vault.settled(handle.node)
+        await handle.settled()
     handle.node.cached_version = None
     append = handle.append and handle.appends_only
     handle.writing += 1
@@ -87,5 +93,9 @@ async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
 
 async def release(vault: Vault, handle_id: int) -> None:
     """The last descriptor is closed. For a remote branch that may take its time, so in a thread."""
-    handle = vault.handles.remove(handle_id)
+    await vault.handles.file(handle_id).settled()
+    handle = vault.handles.file(handle_id)
+    if vault.moves:  # its descriptor may be about to be put on the file's new place
+        await vault.settled(handle.node)
+    vault.handles.remove(handle_id)
     await handle.branch.release(handle.caller, handle.fd)

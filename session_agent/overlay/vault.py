@@ -161,6 +161,14 @@ class Vault:
                 await event.wait()
             node = node.parent
 
+    def is_moving(self, node: Node | None) -> bool:
+        """Whether the node, or a folder that it lies in, is being moved to another branch."""
+        while node is not None:
+            if node in self.moves:
+                return True
+            node = node.parent
+        return False
+
     def same_branch(self, node: Node, branch: OpenBranch) -> None:
         """ESTALE if the node has come to another branch while a call was under way."""
         if node.branch is not branch:
