@@ -14,12 +14,30 @@ from session_agent.overlay.tree import FolderNode, Node
 _ACCESS_MODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 
 
-class Handle:
-    """An open file. `fd` stays the same number when a move puts the handle on the file's new place."""
+class _Movable:
+    """A descriptor that a move puts on the file's new place, under the same number.
+
+    It must not be closed before the move has ended: the number could by then be another file's.
+    """
+
+    __slots__ = ("moving",)
+
+    def __init__(self) -> None:
+        self.moving: trio.Event | None = None  # set when the move has ended
+
+    async def settled(self) -> None:
+        """Wait for the end of a move."""
+        while self.moving is not None and not self.moving.is_set():
+            await self.moving.wait()
+
+
+class Handle(_Movable):
+    """An open file."""
 
     __slots__ = ("append", "branch", "caller", "fd", "flags", "idle", "node", "writing")
 
     def __init__(self, fd: int, flags: int, node: Node, caller: Caller, branch: OpenBranch) -> None:
+        super().__init__()
         self.fd = fd
         self.flags = flags
         self.append = flags & os.O_APPEND != 0
@@ -58,7 +76,7 @@ class Handle:
         )
 
 
-class FolderHandle:
+class FolderHandle(_Movable):
     """An open folder. Entries are read as the kernel asks for them.
 
     `names` keeps what was read, so that a program can seek back to an entry (seekdir) and find the same.
@@ -67,6 +85,7 @@ class FolderHandle:
     __slots__ = ("caller", "entries", "fd", "names", "node", "restarted", "virtual")
 
     def __init__(self, fd: int, node: FolderNode, caller: Caller) -> None:
+        super().__init__()
         self.fd = fd
         self.node = node
         self.caller = caller

@@ -78,10 +78,10 @@ async def move(
         for fd, end in zip(fds, (source, target), strict=True)
     ]
     try:
-        with _frozen(vault, ends):
+        with _frozen(vault, ends) as settled:
             await _idle(vault, ends)
             await _find_lost(vault, ends)
-            switches = [_switches(vault, end.node) for end in ends]
+            switches = [_switches(vault, end.node, settled) for end in ends]
 
             def on_commit() -> None:
                 for handles, place in zip(switches, (places[1], places[0]), strict=False):
@@ -137,14 +137,14 @@ def path_of(folder: FolderNode | None, name: bytes) -> str:
 
 
 @contextmanager
-def _frozen(vault: Vault, ends: tuple[_End, ...]) -> Iterator[None]:
-    """Let whatever would open or change the ends wait."""
+def _frozen(vault: Vault, ends: tuple[_End, ...]) -> Iterator[trio.Event]:
+    """Let whatever would open or change the ends wait for the event that is given."""
     settled = trio.Event()
     nodes = [end.node for end in ends if end.node is not None]
     for node in nodes:
         vault.moves[node] = settled
     try:
-        yield
+        yield settled
     finally:
         for node in nodes:
             vault.moves.pop(node, None)
@@ -193,8 +193,8 @@ async def _find_lost(vault: Vault, ends: tuple[_End, ...]) -> None:
                     folder = node
 
 
-def _switches(vault: Vault, top: Node | None) -> list[_Switch]:
-    """The open handles at or below `top`, with their places below it."""
+def _switches(vault: Vault, top: Node | None, settled: trio.Event) -> list[_Switch]:
+    """The open handles at or below `top`, with their places below it. They stay open until `settled`."""
     switches: list[_Switch] = []
     if top is None:
         return switches
@@ -211,6 +211,7 @@ def _switches(vault: Vault, top: Node | None) -> list[_Switch]:
             assert step.parent is not None
             step = step.parent
         flags = os.O_DIRECTORY if isinstance(handle, FolderHandle) else handle.flags & ~_NOT_AGAIN
+        handle.moving = settled
         switches.append(_Switch(handle.fd, tuple(reversed(below)), flags))
     return switches
 
