@@ -26,9 +26,9 @@ from session_agent.model import printable
 
 READ_LIMIT = 4 * 1024 * 1024  # bytes; no desktop program's settings come near it
 
-# A reserved name (see the invariants): whoever finds one may delete it. The suffix keeps the sweep
-# below away from the stages of moves, which may live for hours.
-_TEMPORARY = ".~session-agent-new-"
+# Garbage once its writer is gone, and swept below. Not one of the moves' reserved names, which the
+# vault refuses: these files are also written through it.
+_TEMPORARY = ".session-agent-new-"
 _STALE_SECONDS = 3600.0
 
 

@@ -9,12 +9,13 @@ from errno import EINVAL
 
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.model import MountState
+from session_agent.moves.copy import RESERVED_PREFIX
 from session_agent.overlay import calls
 from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle
 from session_agent.overlay.tree import FolderNode, Node
-from session_agent.overlay.vault import RESERVED_PREFIX, Vault, error
+from session_agent.overlay.vault import Vault, error
 
 # How many names are read from the backing folder, or asked of a remote branch, at a time.
 _BATCH = 64

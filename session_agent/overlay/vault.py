@@ -15,13 +15,11 @@ import trio
 
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, CallerCache
+from session_agent.moves.copy import RESERVED_PREFIX
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
-
-RESERVED_PREFIX = b".~session-agent-"
-"""Names that begin so are the moves' own and never shown: garbage by construction (invariant 2)."""
 
 
 class Entry(NamedTuple):

@@ -199,8 +199,8 @@ def test_no_space_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_only_stale_temporary_files_of_its_own_are_swept(tmp_path: Path) -> None:
-    stale = tmp_path / ".~session-agent-new-0000"
-    recent = tmp_path / ".~session-agent-new-1111"
+    stale = tmp_path / ".session-agent-new-0000"
+    recent = tmp_path / ".session-agent-new-1111"
     stage = tmp_path / ".~session-agent-stage"
     for path in (stale, recent, stage):
         path.write_bytes(b"")
