@@ -93,9 +93,7 @@ async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
 
 async def release(vault: Vault, handle_id: int) -> None:
     """The last descriptor is closed. For a remote branch that may take its time, so in a thread."""
-    await vault.handles.file(handle_id).settled()
     handle = vault.handles.file(handle_id)
-    if vault.moves:  # its descriptor may be about to be put on the file's new place
-        await vault.settled(handle.node)
+    await handle.settled()  # its descriptor may be about to be put on the file's new place
     vault.handles.remove(handle_id)
     await handle.branch.release(handle.caller, handle.fd)

@@ -174,10 +174,8 @@ async def fsync_folder(vault: Vault, handle_id: int) -> None:
 
 async def release_folder(vault: Vault, handle_id: int) -> None:
     """closedir."""
-    await vault.handles.folder(handle_id).settled()
     handle = vault.handles.folder(handle_id)
-    if vault.moves:  # its descriptor may be about to be put on the folder's new place
-        await vault.settled(handle.node)
+    await handle.settled()  # its descriptor may be about to be put on the folder's new place
     vault.handles.remove_folder(handle_id)
     if handle.entries is not None:
         handle.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
