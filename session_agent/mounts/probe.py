@@ -85,11 +85,14 @@ def look(places: Iterable[Place], time_limit: float) -> dict[Place, Sight]:
 
 def _start(place: str | int) -> bounded.Step[Sight]:
     keep = (place,) if isinstance(place, int) else ()
-    return bounded.start(lambda: _look(place), Sight, keep=keep)
+    return bounded.start(lambda: look_here(place), Sight, keep=keep)
 
 
-def _look(place: str | int) -> Sight:
-    """Runs in the child. statvfs, because the kernel may answer stat from what it has cached."""
+def look_here(place: str | int) -> Sight:
+    """In this very thread, which waits as long as the mount hangs.
+
+    statvfs, because the kernel may answer stat from what it has cached.
+    """
     try:
         status = os.stat(place)
         os.statvfs(place)

@@ -25,7 +25,7 @@ import trio
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.model import Branch, MountState
-from session_agent.mounts.probe import probe
+from session_agent.mounts.probe import Sight, look_here
 from session_agent.overlay.calls import Renamed
 from session_agent.overlay.polling import elsewhere
 
@@ -124,7 +124,8 @@ class RemoteBranch(OpenBranch):
         self._running = 0
         self._to_close: list[int] = []
         self._next_probe = 0.0
-        self._probing = trio.Event()  # set when the probe under way has ended
+        self._asking = trio.CapacityLimiter(1)
+        self._question: _Job | None = None  # put to the root, and not answered as yet
 
     async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
         """As a local branch's, in a thread. OSError ETIMEDOUT when the branch hangs."""
@@ -197,37 +198,48 @@ class RemoteBranch(OpenBranch):
         await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
 
     async def _answers(self) -> bool:
-        """Whether the branch is alive; by the last probe if that was just now, or is under way.
-
-        Each probe is a process, and on a hung mount one that may not be ended: all that suspect share one.
-        """
-        if time.monotonic() >= self._next_probe:
-            await self._probe()
-        else:
-            with elsewhere:
-                await self._probing.wait()
-        return self.state is MountState.ALIVE
+        """Whether the branch is alive; by the last probe, if that has ended just now."""
+        if self._question is None and time.monotonic() < self._next_probe:
+            return self.state is MountState.ALIVE
+        return await self._probe()
 
     async def _revived(self) -> bool:
         """Ask a branch that is not alive once more, but not at every call."""
         return time.monotonic() >= self._next_probe and await self._probe()
 
     async def _probe(self) -> bool:
-        """Whether the root answers now. Asked from another process: a thread could get stuck for good."""
+        """Whether the root answers now. All that ask meanwhile wait for one answer.
 
-        def in_process() -> MountState:
-            assume(AGENT)
-            return probe([self.fd], self._PROBE_SECONDS)[self.fd]
-
-        # Set first, so that the calls that come meanwhile do not each start a process.
+        Asked in a thread of its own, never in a forked process: that has a copy of each open file, and when
+        it ends the kernel tells the server that each was closed. rclone then ends an upload under way.
+        """
         self._next_probe = time.monotonic() + self._RETRY_SECONDS
-        ended = self._probing = trio.Event()
-        try:
-            with elsewhere:
-                self._became(await trio.to_thread.run_sync(in_process))
-        finally:
-            ended.set()
+        if self._question is None:
+            fd = self.fd
+
+            def ask() -> Sight:
+                assume(AGENT)
+                return look_here(fd)
+
+            self._question = _Job(ask, certain=True)
+            trio.lowlevel.spawn_system_task(self._ask, self._question)
+        question = self._question
+        with elsewhere, trio.move_on_after(self._PROBE_SECONDS):
+            await question.done.wait()
+        if not question.done.is_set():
+            self._became(MountState.HUNG)
         return self.state is MountState.ALIVE
+
+    async def _ask(self, question: _Job) -> None:
+        try:
+            await trio.to_thread.run_sync(
+                question.run, abandon_on_cancel=True, limiter=self._asking
+            )
+        finally:
+            self._question = None
+        if isinstance(question.result, Sight):
+            self._became(question.result.state)
+        question.done.set()
 
     def _became(self, state: MountState) -> None:
         if state is not self.state:
