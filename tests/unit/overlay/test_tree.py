@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from session_agent.overlay.branches import OpenBranch
-from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
+from session_agent.overlay.tree import FolderNode, Node, Tree
 from tests.support.branches import branch as described
 from tests.support.storage import bind
 
@@ -353,28 +353,6 @@ def test_descriptors_stay_few_over_very_many_nodes(tree: Tree, tmp_path: Path) -
     assert len(tree) == 1
     assert len(os.listdir("/proc/self/fd")) == before
     assert tree._elsewhere == {}
-
-
-# Open folders by name
-
-
-def test_folders_one_below_the_other(tmp_path: Path) -> None:
-    (tmp_path / "a/b/c").mkdir(parents=True)
-    start = os.open(tmp_path, os.O_PATH)
-    before = os.listdir("/proc/self/fd")
-    opened = open_folders(start, [b"a", b"b", b"c"])
-    assert [one.status.st_ino for one in opened] == [
-        os.stat(tmp_path / name).st_ino for name in ("a", "a/b", "a/b/c")
-    ]
-    for one in opened:
-        os.close(one.fd)
-    (tmp_path / "a/link").symlink_to("b")
-    (tmp_path / "a/file").touch()
-    for names in ([b"a", b"link", b"c"], [b"a", b"file"], [b"a", b"b", b"absent"]):
-        with pytest.raises(OSError, match=r"Not a directory|No such file"):
-            open_folders(start, names)
-    assert os.listdir("/proc/self/fd") == before
-    os.close(start)
 
 
 # Folders that seem to lie in themselves

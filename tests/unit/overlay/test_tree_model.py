@@ -42,6 +42,24 @@ class TreeMachine(RuleBasedStateMachine):
         found = [node for node in self._known() if isinstance(node, FolderNode) and node.key > 0]
         return [self.tree.root, *self.tops, *found]
 
+    def _reachable(self) -> set[FolderNode]:
+        """The folders that are known, and those that only what is in them still knows."""
+        found: set[FolderNode] = set()
+        for node in self._known():
+            step: Node | None = node
+            while step is not None:
+                if isinstance(step, FolderNode):
+                    found.add(step)
+                step = step.parent
+        return found
+
+    @staticmethod
+    def _is_below(node: Node, top: Node) -> bool:
+        step: Node | None = node
+        while step is not None and step is not top:
+            step = step.parent
+        return step is top
+
     @rule(where=st.integers(0), inode=INODES, file_format=TYPES)
     def find(self, where: int, inode: int, file_format: int) -> None:
         folders = self._folders()
@@ -73,9 +91,9 @@ class TreeMachine(RuleBasedStateMachine):
         node = self._known()[which % len(self.lookups)]
         top = [self.tree.root, *self.tops][to]
         node.parent = top
-        if isinstance(node, FolderNode):
-            self.tree.detach(node, node.branch)
-            node.transfer(top.branch)
+        for folder in [one for one in self._reachable() if self._is_below(one, node)]:
+            self.tree.detach(folder, folder.branch)
+            folder.transfer(top.branch)
         self.tree.rekey(node, top.branch, 7, inode)
         assert self.tree.find(node.key) is node
 
