@@ -67,6 +67,7 @@ class _Lowlevel:
 
     async def wait_readable(self, fd: int) -> None:
         if self._registered != fd:
+            self._poll = select.poll()  # what is ready of another one, or closed, must not wake us
             self._poll.register(fd, select.POLLIN)
             self._registered = fd
         start = now = time.monotonic_ns()
