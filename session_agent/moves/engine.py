@@ -22,10 +22,10 @@ from session_agent.moves.staging import Stage, discard, reserved_name, stage_bes
 
 log = logging.getLogger(__name__)
 
-OnCommit = Callable[[], None]
+OnCommit = Callable[[tuple[Copied, ...]], None]
 """Called when the new names are in place and before the old ones go: open handles change over here.
 
-If it raises, the old names are kept.
+It is given what Outcome.copied will be. If it raises, the old names are kept.
 """
 
 
@@ -63,10 +63,11 @@ def move(request: Request, on_commit: OnCommit) -> Outcome:
         stages, finish = exchange.commit(source, target)
     else:
         stages, finish = _commit(source, target, request.flags)
-    kept = not _finished(request, on_commit, finish)
+    copied = tuple(stage.copied for stage in stages)
+    kept = not _finished(request, copied, on_commit, finish)
     outcome = Outcome(
         "copy",
-        tuple(stage.copied for stage in stages),
+        copied,
         tuple(loss for stage in stages for loss in stage.losses),
         kept,
     )
@@ -97,12 +98,17 @@ def _commit(
     return (stage,), finish
 
 
-def _finished(request: Request, on_commit: OnCommit, finish: Callable[[], bool]) -> bool:
+def _finished(
+    request: Request,
+    copied: tuple[Copied, ...],
+    on_commit: OnCommit,
+    finish: Callable[[], bool],
+) -> bool:
     """What follows the commit. A failure no longer fails the move: the old name is kept then."""
     try:
         for place in (request.target, request.source):
             fsync_folder(place.folder)
-        on_commit()
+        on_commit(copied)
         return finish()
     except OSError:
         log.warning("%s: the old name cannot be removed", request.source.label, exc_info=True)

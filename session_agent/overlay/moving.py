@@ -81,16 +81,8 @@ async def move(
         with _frozen(vault, ends) as settled:
             await _idle(vault, ends)
             await _find_lost(vault, ends)
-            switches = [_switches(vault, end.node, settled) for end in ends]
-
-            def on_commit() -> None:
-                for handles, place in zip(switches, (places[1], places[0]), strict=False):
-                    _switch(place, handles)
-
             request = Request(places[0], places[1], flags, caller)
-            with elsewhere:
-                outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
-            await _follow(vault, source, target, flags, outcome)
+            outcome = await _carry_out(vault, source, target, request, settled)
     except OSError:
         if replaced is not None:
             target.branch.close_later(replaced.fd)
@@ -104,6 +96,41 @@ async def move(
         target.branch.close_later(replaced.fd)
     else:
         vault.hold(replaced, target.branch)
+
+
+async def _carry_out(
+    vault: Vault, source: _End, target: _End, request: Request, settled: trio.Event
+) -> Outcome:
+    """The move itself, in a thread. Between commit and retire the handles and the nodes go over."""
+    ways = [(source, target)]
+    if request.flags & RENAME_EXCHANGE:
+        ways.append((target, source))
+    switches = [_switches(vault, old.node, settled) for old, _ in ways]
+    followed = False
+
+    def follow(copied: tuple[Copied, ...]) -> None:
+        nonlocal followed
+        followed = True
+        for (old, new), one in zip(ways, copied, strict=True):
+            if old.node is not None:
+                _follow(vault, old.node, old.branch, new)
+                _rekey_copied(vault, one, old.node, old.branch, new.branch)
+
+    def on_commit(copied: tuple[Copied, ...]) -> None:
+        try:
+            for place, handles in zip((request.target, request.source), switches, strict=False):
+                _switch(place, handles)
+        finally:
+            # Before the old files go: their inode numbers can be those of new files at once.
+            trio.from_thread.run_sync(follow, copied)
+
+    with elsewhere:
+        outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
+    if outcome.strategy == "copy" and not followed:
+        follow(outcome.copied)
+    elif outcome.strategy == "rename":
+        await _follow_renamed(vault, ways)
+    return outcome
 
 
 async def _end(vault: Vault, folder: FolderNode, name: bytes) -> _End:
@@ -231,26 +258,15 @@ def _switch(place: Place, switches: list[_Switch]) -> None:
         os.close(fd)
 
 
-async def _follow(vault: Vault, source: _End, target: _End, flags: int, outcome: Outcome) -> None:
-    """Bring the nodes to where their files are now."""
-    if outcome.strategy == "none":
-        return
-    pairs = [(source, target)]
-    if flags & RENAME_EXCHANGE:
-        pairs.append((target, source))
-    for index, (old, new) in enumerate(pairs):
-        if old.node is None:
-            continue
-        old.node.parent, old.node.name = new.folder, new.name
-        old.node.cached_version = None
-        below = _relocate(vault, old.node, old.branch, new.branch)
-        if outcome.copied:
-            _rekey_copied(vault, outcome.copied[index], old.node, old.branch, new.branch)
-        elif old.branch is not new.branch:
-            await _rekey_renamed(vault, below, new.branch)
-        for handle in vault.handles.folders():
-            if _is_below(handle.node, old.node):
-                handle.restart()
+def _follow(vault: Vault, node: Node, old: OpenBranch, new: _End) -> list[Node]:
+    """Bring the node, and those below it, to where their files are now. Answers them all."""
+    node.parent, node.name = new.folder, new.name
+    node.cached_version = None
+    below = _relocate(vault, node, old, new.branch)
+    for handle in vault.handles.folders():
+        if _is_below(handle.node, node):
+            handle.restart()
+    return below
 
 
 def _relocate(vault: Vault, top: Node, old: OpenBranch, new: OpenBranch) -> list[Node]:
@@ -304,6 +320,14 @@ def _all_copied(top: Copied) -> Iterator[Copied]:
         one = stack.pop()
         yield one
         stack.extend(one.entries.values())
+
+
+async def _follow_renamed(vault: Vault, ways: list[tuple[_End, _End]]) -> None:
+    for old, new in ways:
+        if old.node is not None:
+            below = _follow(vault, old.node, old.branch, new)
+            if old.branch is not new.branch:
+                await _rekey_renamed(vault, below, new.branch)
 
 
 async def _rekey_renamed(vault: Vault, nodes: list[Node], new: OpenBranch) -> None:

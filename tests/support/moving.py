@@ -62,4 +62,4 @@ def move(
             folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
             stack.callback(os.close, folder)
             places.append(Place(folder, os.fsencode(path.name), str(path)))
-        return engine.move(Request(places[0], places[1], flags, caller), on_commit)
+        return engine.move(Request(places[0], places[1], flags, caller), lambda _: on_commit())
