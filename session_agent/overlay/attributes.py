@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from errno import EIO, ENODATA, ENOSYS, ENOTSUP, ESTALE
+from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTSUP, ESTALE
 from typing import TypeAlias, TypeVar
 
 from session_agent.fsutil.at import by_descriptor, stat_at
@@ -75,13 +75,20 @@ async def set_attributes(
 async def read_link(vault: Vault, node_id: int, caller: Caller) -> bytes:
     """The target of a symbolic link, to the byte."""
     node = vault.tree[node_id]
+    if vault.moves:
+        await vault.settled(node)
     if node.key < 0:
         raise error(ESTALE)
     if node.fd >= 0:
         return await node.branch.call(caller, calls.read_link, node.fd, b"")
     assert node.parent is not None
     folder = await vault.folder_fd(node.parent)
-    return await node.branch.call(caller, calls.read_link, folder, node.name)
+    try:
+        return await node.branch.call(caller, calls.read_link, folder, node.name)
+    except OSError as failure:
+        if failure.errno == EINVAL:  # something else has taken its name behind the vault
+            raise error(ESTALE) from None
+        raise
 
 
 async def _xattr_path(vault: Vault, node: Node) -> XattrPath:

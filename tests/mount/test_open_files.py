@@ -1,0 +1,463 @@
+"""Open files and folders, numbers, and what several programs do to one file: in a branch, and in the vault.
+
+The cases run as in test_operations: directly in the branch, then in the vault, and the answers are compared.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import shutil
+import socket
+import stat
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.vault import Vault, as_person, drop_caches, outcome
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+
+BRANCHES = ("", "alpha", "gamma", "delta")
+
+Case = Callable[[Path], object]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+@case
+def unlinked_but_open(folder: Path) -> object:
+    path = folder / "x"
+    path.write_bytes(b"0123456789")
+    fd = os.open(path, os.O_RDWR)
+    appending = os.open(path, os.O_WRONLY | os.O_APPEND)
+    path.unlink()
+    path.write_bytes(b"another")  # by the same name
+    answers = [
+        outcome(step)
+        for step in (
+            lambda: os.fstat(fd).st_nlink,
+            lambda: os.read(fd, 4),
+            lambda: os.write(fd, b"XY"),
+            lambda: os.write(appending, b"end"),
+            lambda: os.pread(fd, 100, 0),
+            lambda: os.ftruncate(fd, 8),
+            lambda: os.fstat(fd).st_size,
+            lambda: os.fchmod(fd, 0o604),
+            lambda: os.fchown(fd, 3, 4),
+            lambda: os.utime(fd, ns=(5, 6)),
+            lambda: os.setxattr(fd, "user.a", b"1"),
+            lambda: os.listxattr(fd),
+            lambda: os.fsync(fd),
+            lambda: oct(os.fstat(fd).st_mode),
+            lambda: (os.fstat(fd).st_uid, os.fstat(fd).st_mtime_ns),
+            lambda: os.link(f"/proc/self/fd/{fd}", folder / "again", follow_symlinks=True),
+            lambda: os.pread(fd, 100, 0),
+        )
+    ]
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    answers.append(os.pread(again, 100, 0))
+    for one in (again, fd, appending):
+        os.close(one)
+    return answers, path.read_bytes(), sorted(os.listdir(folder))
+
+
+@case
+def replaced_but_open(folder: Path) -> object:
+    (folder / "old").write_bytes(b"old")
+    (folder / "new").write_bytes(b"new")
+    with open(folder / "old", "r+b", buffering=0) as file:
+        os.rename(folder / "new", folder / "old")
+        file.seek(0, os.SEEK_END)
+        file.write(b" and more")
+        return os.pread(file.fileno(), 100, 0), (folder / "old").read_bytes()
+
+
+@case
+def one_of_two_links_unlinked_while_open(folder: Path) -> object:
+    (folder / "a").write_bytes(b"1")
+    os.link(folder / "a", folder / "b")
+    with open(folder / "a", "r+b", buffering=0) as file:
+        (folder / "a").unlink()
+        file.write(b"2")
+        links = os.fstat(file.fileno()).st_nlink
+        os.rename(folder / "b", folder / "c")
+        file.write(b"3")
+        return links, (folder / "c").read_bytes(), os.fstat(file.fileno()).st_nlink
+
+
+@case
+def an_unlinked_working_folder(folder: Path) -> object:
+    here = os.getcwd()
+    (folder / "d/e").mkdir(parents=True)
+    try:
+        os.chdir(folder / "d/e")
+        os.rmdir(folder / "d/e")
+        os.mkdir(folder / "d/e")  # another by the same name
+        (folder / "d/e/x").write_bytes(b"1")
+        return [
+            outcome(step)
+            for step in (
+                lambda: os.listdir("."),
+                lambda: os.close(os.open("x", os.O_CREAT | os.O_WRONLY)),
+                lambda: os.mkdir("y"),
+                lambda: os.stat("x"),
+                lambda: stat.S_ISDIR(os.stat(".").st_mode),
+                os.getcwd,
+                lambda: os.rename("../e/x", "x"),
+            )
+        ]
+    finally:
+        os.chdir(here)
+
+
+@case
+def a_moved_working_folder(folder: Path) -> object:
+    here = os.getcwd()
+    (folder / "a/b").mkdir(parents=True)
+    (folder / "c").mkdir()
+    (folder / "c/beside").write_bytes(b"")
+    try:
+        os.chdir(folder / "a/b")
+        os.rename(folder / "a/b", folder / "c/moved")
+        Path("new").write_bytes(b"1")
+        return (
+            sorted(os.listdir("..")),
+            os.getcwd() == str(folder / "c/moved"),
+            os.listdir(folder / "a"),
+        )
+    finally:
+        os.chdir(here)
+
+
+@case
+def a_descriptor_that_is_a_path(folder: Path) -> object:
+    (folder / "x").write_bytes(b"content")
+    os.symlink("nothing", folder / "link")
+    file = os.open(folder / "x", os.O_PATH)
+    link = os.open(folder / "link", os.O_PATH | os.O_NOFOLLOW)
+    top = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    os.rename(folder / "x", folder / "y")
+    answers = [
+        os.fstat(file).st_size,
+        outcome(lambda: os.read(file, 1)),
+        os.readlink("", dir_fd=link),
+        stat.S_ISLNK(os.fstat(link).st_mode),
+        Path(f"/proc/self/fd/{file}").read_bytes(),
+        outcome(lambda: os.stat("y", dir_fd=top).st_size),
+        outcome(lambda: os.stat("../" + folder.name + "/y", dir_fd=top).st_size),
+    ]
+    for fd in (file, link, top):
+        os.close(fd)
+    return answers
+
+
+@case
+def sockets(folder: Path) -> object:
+    here = os.getcwd()
+    try:
+        os.chdir(folder)  # a socket's path may not be long
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+            server.bind("s")
+            server.listen()
+            os.rename("s", "t")
+            client.connect("t")
+            accepted, _ = server.accept()
+            with accepted:
+                client.sendall(b"through")
+                got = accepted.recv(100)
+            with socket.socket(socket.AF_UNIX) as second:
+                again = outcome(lambda: second.bind("t"))
+        return got, again, outcome(lambda: os.open("t", os.O_RDONLY)), oct(os.stat("t").st_mode)
+    finally:
+        os.chdir(here)
+
+
+@case
+def mapped(folder: Path) -> object:
+    path = folder / "x"
+    path.write_bytes(b"a" * 10_000)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 10_000) as shared:
+        shared[0:5] = b"12345"
+        with open(path, "rb") as other:
+            seen = other.read(6)
+        with open(path, "r+b", buffering=0) as writer:
+            writer.seek(3)
+            writer.write(b"XY")
+        through = bytes(shared[0:6])
+        shared[9_000:9_003] = b"end"
+        shared.flush()
+        with mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE) as private:
+            private[0:1] = b"P"
+        os.rename(path, folder / "y")
+        shared[1:2] = b"R"
+    return seen, through, (folder / "y").read_bytes()[:6], (folder / "y").read_bytes()[8_998:9_005]
+
+
+@case
+def mapped_and_appended(folder: Path) -> object:
+    path = folder / "x"
+    path.write_bytes(b"a" * 4096)
+    with open(path, "a+b", buffering=0) as file, mmap.mmap(file.fileno(), 4096) as shared:
+        shared[0:3] = b"map"
+        file.write(b"appended")
+        shared[5:8] = b"MAP"
+        shared.flush()
+    return path.read_bytes()[:10], path.read_bytes()[4090:], os.stat(path).st_size
+
+
+@case
+def locks(folder: Path) -> object:
+    (folder / "x").write_bytes(b"0123456789")
+
+    def other() -> object:
+        with open(folder / "x", "r+b") as file:
+            return [
+                outcome(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)),
+                outcome(lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, 0)),
+                outcome(lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, 5)),
+            ]
+
+    with open(folder / "x", "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX, 2, 0)
+        held = as_person(other, 0)
+    return held, as_person(other, 0)
+
+
+@case
+def two_programs_append(folder: Path) -> object:
+    path = folder / "log"
+    path.touch()
+    count = 400
+
+    def write(who: int) -> None:
+        with open(path, "ab", buffering=0) as log:
+            for number in range(count):
+                log.write(b"%d %06d %s\n" % (who, number, b"x" * (number % 50)))
+
+    pids = []
+    for who in (1, 2, 3):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                write(who)
+                status = 0
+            finally:
+                os._exit(status)
+        pids.append(pid)
+    ends = [os.waitpid(pid, 0)[1] for pid in pids]
+    lines = path.read_bytes().splitlines()
+    of_each = [[line for line in lines if line.startswith(b"%d " % who)] for who in (1, 2, 3)]
+    in_order = [one == sorted(one) for one in of_each]
+    return ends, len(lines), len(set(lines)), in_order
+
+
+@case
+def direct_and_synchronous(folder: Path) -> object:
+    with mmap.mmap(-1, 8192) as aligned:
+        aligned[:] = b"d" * 8192
+        fd = os.open(folder / "x", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        written = os.write(fd, aligned)
+        got = os.preadv(fd, [aligned], 4096)
+        os.close(fd)
+    fd = os.open(folder / "x", os.O_WRONLY | os.O_DSYNC | os.O_APPEND)
+    os.write(fd, b"more")
+    os.close(fd)
+    return written, got, (folder / "x").read_bytes()[-6:], os.stat(folder / "x").st_size
+
+
+@case
+def many_threads(folder: Path) -> object:
+    problems: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(40):
+            path = folder / f"{number} {turn}"
+            path.write_bytes(b"%d" % turn * 1000)
+            os.rename(path, folder / f"{number}")
+            if (folder / f"{number}").read_bytes() != b"%d" % turn * 1000:
+                problems.append(f"{number} {turn}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return problems, sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("name", CASES)
+def test_as_in_the_branch_itself(vault: Vault, name: str, branch: str) -> None:
+    results = []
+    for folder in (vault.backing(branch) / "directly", vault.path / branch / "in-the-vault"):
+        folder.mkdir()
+        try:
+            results.append(CASES[name](folder))
+        finally:
+            shutil.rmtree(folder)
+    expected, got = results
+    assert got == expected
+
+
+# Numbers
+
+
+def test_numbers_are_one_files_alone(vault: Vault) -> None:
+    """Equal on two names only if these are links of one file; and the same again when looked up anew."""
+    paths = []
+    for branch in BRANCHES:
+        folder = vault.path / branch / "numbers"
+        folder.mkdir()
+        for number in range(30):
+            (folder / f"{number}").write_bytes(b"")
+            os.link(folder / f"{number}", folder / f"{number} too")
+            paths += [folder / f"{number}", folder / f"{number} too"]
+        paths.append(folder)
+    numbers = {path: os.stat(path).st_ino for path in paths}
+    assert Counter(Counter(numbers.values()).values()) == {2: 30 * len(BRANCHES), 1: len(BRANCHES)}
+    for path in paths:
+        if path.name.endswith(" too"):
+            assert numbers[path] == numbers[path.with_name(path.name.removesuffix(" too"))]
+    assert len({os.stat(path).st_dev for path in paths}) == 1
+    listed = {entry.name: entry.inode() for entry in os.scandir(vault.path / "alpha/numbers")}
+    assert all(listed[path.name] == numbers[path] for path in paths if path.parts[-3] == "alpha")
+    if drop_caches():
+        assert {path: os.stat(path).st_ino for path in paths} == numbers
+    for branch in BRANCHES:
+        shutil.rmtree(vault.path / branch / "numbers")
+    assert max(numbers.values()) < 2**53  # beyond, JavaScript's numbers are not exact
+
+
+def test_the_way_up(vault: Vault) -> None:
+    root = os.stat(vault.path).st_ino
+    assert os.stat(vault.path / "alpha/..").st_ino == root
+    assert os.stat(vault.path / "alpha/../beta").st_ino == os.stat(vault.path / "beta").st_ino
+    (vault.path / "alpha/d/e").mkdir(parents=True)
+    fd = os.open(vault.path / "alpha/d/e", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        drop_caches()
+        assert os.stat("..", dir_fd=fd).st_ino == os.stat(vault.path / "alpha/d").st_ino
+        assert os.stat("../../..", dir_fd=fd).st_ino == root
+        entries = {entry.name for entry in os.scandir(fd)}
+        assert entries == set()
+    finally:
+        os.close(fd)
+    shutil.rmtree(vault.path / "alpha/d")
+
+
+# Large folders
+
+
+class Entry(ctypes.Structure):
+    _fields_ = (
+        ("number", ctypes.c_uint64),
+        ("position", ctypes.c_int64),
+        ("length", ctypes.c_ushort),
+        ("kind", ctypes.c_ubyte),
+        ("name", ctypes.c_char * 256),
+    )
+
+
+class Listing:
+    """A folder read with the C library, as programs that seek in it do."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(None, use_errno=True)
+        for name, result in (("opendir", ctypes.c_void_p), ("readdir", ctypes.POINTER(Entry))):
+            getattr(self.library, name).restype = result
+        self.library.telldir.restype = ctypes.c_long
+        self.library.telldir.argtypes = self.library.readdir.argtypes = (ctypes.c_void_p,)
+        self.library.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
+        self.library.rewinddir.argtypes = self.library.closedir.argtypes = (ctypes.c_void_p,)
+        self.stream = self.library.opendir(os.fsencode(path))
+
+    def next(self) -> bytes | None:
+        entry = self.library.readdir(self.stream)
+        return bytes(entry.contents.name) if entry else None
+
+    def rest(self) -> list[bytes]:
+        return list(iter(self.next, None))
+
+    def tell(self) -> int:
+        return int(self.library.telldir(self.stream))
+
+    def seek(self, position: int) -> None:
+        self.library.seekdir(self.stream, position)
+
+    def rewind(self) -> None:
+        self.library.rewinddir(self.stream)
+
+    def close(self) -> None:
+        self.library.closedir(self.stream)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_large_folder_listed_while_it_changes(vault: Vault, branch: str) -> None:
+    folder = vault.path / branch / "large"
+    folder.mkdir()
+    behind = vault.backing(branch) / "large"
+    stay = {b"stays %d" % number for number in range(10_000)}
+    for name in stay:
+        os.close(os.open(os.path.join(os.fsencode(behind), name), os.O_CREAT | os.O_WRONLY))
+    for number in range(300):
+        (behind / f"goes {number}").touch()
+    listing = Listing(folder)
+    names = [listing.next() for _ in range(50)]
+    for number in range(300):
+        (folder / f"goes {number}").unlink()
+        (folder / f"comes {number}").touch()
+        names.append(listing.next())
+    names += listing.rest()
+    count = Counter(names)
+    assert {name for name in stay if count[name] != 1} == set()
+    assert max(count.values()) == 1
+    listing.rewind()
+    again = Counter(listing.rest())
+    assert set(again) - {b".", b".."} == stay | {b"comes %d" % number for number in range(300)}
+    assert max(again.values()) == 1
+    assert {b".", b".."} <= set(again)
+    listing.close()
+    shutil.rmtree(behind)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_seeking_in_a_folder(vault: Vault, branch: str) -> None:
+    folder = vault.path / branch / "seek"
+    folder.mkdir()
+    for number in range(500):
+        (folder / f"{number}").touch()
+    listing = Listing(folder)
+    order: list[bytes | None] = []
+    places = [listing.tell()]
+    while (name := listing.next()) is not None:
+        order.append(name)
+        places.append(listing.tell())
+    for index in (0, 1, 2, 3, 250, 499, 500, 77):
+        listing.seek(places[index])
+        assert listing.rest() == order[index:]
+    assert len(set(order)) == 502
+    listing.close()
+    shutil.rmtree(folder)
+
+
+def test_the_vault_lists_its_branches_once(vault: Vault) -> None:
+    """Also where the root branch has an entry of the same name: the branch covers it."""
+    (vault.root / "alpha").mkdir(exist_ok=True)
+    (vault.root / "alpha/covered").touch()
+    listed = os.listdir(vault.path)
+    assert sorted(listed) == sorted(set(listed))
+    assert set(vault.branches) <= set(listed)
+    assert not (vault.path / "alpha/covered").exists()
+    shutil.rmtree(vault.root / "alpha")
