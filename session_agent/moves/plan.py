@@ -107,6 +107,22 @@ def _check_rights(request: Request, source: os.stat_result, target: os.stat_resu
             and request.caller.uid not in (0, status.st_uid, folder.st_uid)
         ):
             raise failed(EPERM, place.label)
+    _check_new_parent(request, request.source, source)
+    if target is not None and request.flags & RENAME_EXCHANGE:
+        _check_new_parent(request, request.target, target)
+
+
+def _check_new_parent(request: Request, place: Place, status: os.stat_result) -> None:
+    """A folder's entry ".." changes when it comes into another one: that is writing into the folder."""
+    folders = [identity(os.fstat(one.folder)) for one in (request.source, request.target)]
+    if not stat.S_ISDIR(status.st_mode) or folders[0] == folders[1]:
+        return
+    with acting_as(request.caller):
+        allowed = os.access(
+            place.name, os.W_OK, dir_fd=place.folder, effective_ids=True, follow_symlinks=False
+        )
+    if not allowed:
+        raise failed(EACCES, place.label)
 
 
 def _check_replaceable(place: Place, source: os.stat_result, target: os.stat_result) -> None:
