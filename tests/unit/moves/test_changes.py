@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from errno import EBUSY, EIO
 from pathlib import Path
 
@@ -19,66 +18,10 @@ from tests.support.failpoints import steps
 from tests.support.moving import Disks, move
 
 PREFIX = os.fsdecode(RESERVED_PREFIX)
-SIZE = 24 << 20
-
-
-@contextmanager
-def _meanwhile(step: Callable[[], object]) -> Iterator[None]:
-    """Call `step` again and again in another thread."""
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.is_set():
-            step()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+SIZE = 24 << 20  # three calls to copy it
 
 
 # While it is staged
-
-
-def test_a_file_that_does_not_stop_changing(disks: Disks) -> None:
-    (disks.source / "here").write_bytes(bytes(SIZE))
-    with (
-        open(disks.source / "here", "r+b", buffering=0) as file,
-        _meanwhile(lambda: os.pwrite(file.fileno(), os.urandom(1), 0)),
-        pytest.raises(OSError, match="busy") as refusal,
-    ):
-        move(disks.source / "here", disks.target / "there")
-    assert refusal.value.errno == EBUSY
-    assert os.listdir(disks.target) == []
-    assert os.stat(disks.source / "here").st_size == SIZE
-
-
-@pytest.mark.parametrize("new_size", [SIZE, SIZE + 100, 100, 0])
-def test_a_file_that_changes_once(disks: Disks, new_size: int) -> None:
-    """In the first attempt, as soon as its stage is there; the second one carries it over."""
-    (disks.source / "here").write_bytes(bytes(SIZE))
-    changed: list[bool] = []
-
-    def change() -> None:
-        if not changed and os.listdir(disks.target):
-            with open(disks.source / "here", "r+b") as file:
-                file.write(b"new" if new_size else b"")
-                file.truncate(new_size)
-            changed.append(True)
-
-    with _meanwhile(change):
-        outcome = move(disks.source / "here", disks.target / "there")
-    if not changed:
-        pytest.skip("the move was over before the other thread ran")
-    assert disks.reserved == []
-    if outcome.kept:  # it came after the staging
-        assert (disks.source / "here").stat().st_size == new_size
-    else:
-        content = (disks.target / "there").read_bytes()
-        assert content == (b"new" + bytes(SIZE))[:new_size] or new_size > SIZE
 
 
 def _at(name: str, action: Callable[[], None], count: int = 1) -> Callable[[str], None]:
@@ -92,6 +35,65 @@ def _at(name: str, action: Callable[[], None], count: int = 1) -> Callable[[str]
                 action()
 
     return step
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_a_file_that_changes_while_staged(disks: Disks, attempts: int) -> None:
+    """It is staged anew, three times at most."""
+    (disks.source / "here").write_bytes(b"0")
+    times = 0
+
+    def change(called: str) -> None:
+        nonlocal times
+        if called == "fsync" and times < attempts:  # the stage is complete by then
+            times += 1
+            (disks.source / "here").write_bytes(b"%d" % times)
+
+    with steps(change), suppress(OSError):
+        move(disks.source / "here", disks.target / "there")
+    assert times == attempts
+    assert disks.reserved == []
+    if attempts < 3:
+        assert contents(disks.target) == {"there": b"%d" % attempts}
+        assert os.listdir(disks.source) == []
+    else:
+        assert os.listdir(disks.target) == []
+        assert contents(disks.source) == {"here": b"3"}
+
+
+def test_a_file_that_does_not_stop_changing(disks: Disks) -> None:
+    """For as long as another thread has it."""
+    (disks.source / "here").write_bytes(bytes(SIZE))
+    with open(disks.source / "here", "r+b", buffering=0) as file:
+
+        def change(called: str) -> None:
+            if called in ("copy_file_range", "sendfile", "pread"):
+                os.pwrite(file.fileno(), os.urandom(1), 0)
+
+        with steps(change), pytest.raises(OSError, match="busy") as refusal:
+            move(disks.source / "here", disks.target / "there")
+    assert refusal.value.errno == EBUSY
+    assert os.listdir(disks.target) == []
+    assert os.stat(disks.source / "here").st_size == SIZE
+
+
+@pytest.mark.parametrize("new_size", [SIZE // 2, 100, 0, 2 * SIZE])
+def test_a_file_that_changes_its_size_while_copied(disks: Disks, new_size: int) -> None:
+    (disks.source / "here").write_bytes(b"x" * SIZE)
+    changed = False
+
+    def change(called: str) -> None:
+        nonlocal changed
+        if called in ("copy_file_range", "sendfile", "pread") and not changed:
+            changed = True
+            os.truncate(disks.source / "here", new_size)
+
+    with steps(change):
+        outcome = move(disks.source / "here", disks.target / "there")
+    assert changed
+    assert not outcome.kept
+    assert (disks.target / "there").read_bytes() == (b"x" * SIZE)[:new_size].ljust(new_size, b"\0")
+    assert disks.reserved == []
 
 
 def test_a_tree_that_gets_an_entry_while_staged(disks: Disks) -> None:

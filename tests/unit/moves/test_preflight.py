@@ -22,20 +22,24 @@ import pytest
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from tests.support.disks import Seen, picture
+from tests.support.failpoints import steps
 from tests.support.moving import Disks, move
 from tests.support.storage import bind, tmpfs
 
 USER = Caller(1234, 1234)
+CHANGES = frozenset(
+    {"mkdir", "mknod", "symlink", "rename", "renameat2", "unlink", "fsync", "chmod"}
+)
 
 
-def _refused(
-    disks: Disks, errno: int, *, flags: int = 0, caller: Caller = AGENT, target: str = "there"
-) -> None:
+def _refused(disks: Disks, errno: int, *, flags: int = 0, caller: Caller = AGENT) -> None:
     before = disks.pictures()
-    with pytest.raises(OSError) as refusal:  # noqa: PT011 - the errno is looked at
-        move(disks.source / "here", disks.target / target, flags, caller=caller)
+    done: list[str] = []
+    with steps(done.append), pytest.raises(OSError) as refusal:  # noqa: PT011 - the errno counts
+        move(disks.source / "here", disks.target / "there", flags, caller=caller)
     assert refusal.value.errno == errno
     assert disks.pictures() == before
+    assert CHANGES.isdisjoint(done), "it was begun before it was refused"
 
 
 def _file(path: Path) -> None:
@@ -249,6 +253,30 @@ def test_a_sticky_target(fast_disks: Disks, owns: str, flags: int) -> None:
     else:
         moved = move(fast_disks.source / "here", fast_disks.target / "there", flags, caller=USER)
         assert not moved.kept
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("flags", [0, RENAME_EXCHANGE])
+@pytest.mark.parametrize("same", [False, True])
+def test_a_folder_that_is_not_the_callers(fast_disks: Disks, same: bool, flags: int) -> None:
+    """Its entry ".." would change, which is writing into it: so says rename(2)."""
+    disks = fast_disks
+    if same:
+        disks = Disks(fast_disks.source / "a", fast_disks.source / "b")
+    for folder in (disks.source, disks.target):
+        folder.mkdir(exist_ok=True)
+        os.chmod(folder, 0o777)
+    (disks.source / "here").mkdir(0o755)
+    (disks.target / "there").mkdir(0o755)
+    os.chown(disks.target / "there", USER.uid, USER.gid)
+    _refused(disks, EACCES, caller=USER, flags=flags)
+    if flags:  # and the other way round
+        os.chown(disks.source / "here", USER.uid, USER.gid)
+        os.chown(disks.target / "there", 0, 0)
+        _refused(disks, EACCES, caller=USER, flags=flags)
+        os.chown(disks.target / "there", USER.uid, USER.gid)
+    os.chown(disks.source / "here", USER.uid, USER.gid)
+    assert not move(disks.source / "here", disks.target / "there", flags, caller=USER).kept
 
 
 @pytest.mark.needs_root
