@@ -221,7 +221,11 @@ class Client:
             second, symbolic = self.new_path(path.parent), self.new_path(path.parent)
             os.link(path, second)
             os.symlink(second.name, symbolic)
-            assert os.stat(symbolic).st_ino == os.stat(path).st_ino
+            with open(
+                path, "rb"
+            ) as file:  # else a moved file's number may change between the calls
+                number = os.fstat(file.fileno()).st_ino
+                assert os.stat(symbolic).st_ino == os.stat(path).st_ino == number
             assert (os.stat(path).st_nlink, symbolic.read_bytes()) == (2, self.files[path])
             path.unlink()
             os.rename(second, path)
