@@ -48,9 +48,11 @@ async def _open(vault: Vault, node: Node, flags: int, opener: Caller) -> Opened:
         found = await branch.call(opener, calls.open_file, folder, node.name, flags)
     except FileNotFoundError:
         raise error(ESTALE) from None
-    if vault.tree.key(branch, found.status.st_dev, found.status.st_ino) != node.key:
+    try:
+        vault.check(node, branch, found.status)
+    except OSError:
         await branch.release(opener, found.fd)
-        raise error(ESTALE)
+        raise
     return found
 
 

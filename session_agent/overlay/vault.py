@@ -119,7 +119,10 @@ class Vault:
 
     def check(self, node: Node, branch: OpenBranch, status: os.stat_result) -> None:
         """ESTALE unless `status` is that of the node: the kernel then looks the name up anew."""
-        if self.tree.key(branch, status.st_dev, status.st_ino) != node.key:
+        same = self.tree.key(branch, status.st_dev, status.st_ino) == node.key
+        # A file of another kind may have got the number of one that is gone. Under this node its kind would
+        # be an I/O error; looked up anew it gets a node of its own.
+        if not same or status.st_mode & 0o170000 != node.format:
             raise error(ESTALE)
 
     async def reference(self, node: Node, caller: Caller) -> tuple[int, bool]:
