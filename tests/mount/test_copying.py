@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.trees import describe, differences, make_tree, run
-from tests.support.vault import Storage, Vault, drop_caches, serve, storage
+from tests.support.vault import Storage, Vault, drop_caches
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -19,29 +19,11 @@ BRANCHES = ("", "alpha", "gamma", "delta")
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Storage]:
-    with storage() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def tree(place: Storage) -> Path:
     """One of everything, on a plain file system."""
     top = place.native / "tree"
     make_tree(top)
     return top
-
-
-@pytest.fixture(scope="module")
-def served(place: Storage) -> Iterator[Vault]:
-    with serve(place) as vault:
-        yield vault
-
-
-@pytest.fixture
-def vault(served: Vault) -> Iterator[Vault]:
-    with served.watched():
-        yield served
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.load_client import LINE, broken
 from tests.support.trees import run
-from tests.support.vault import Storage, Vault, drop_caches, serve, storage
+from tests.support.vault import Storage, Vault, drop_caches, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -33,12 +33,6 @@ FOLDERS = 500
 WARM_UP = 3  # rounds
 # Bytes: what is free comes and goes by some MiB. One number kept of each file would be more, over 100,000.
 MOST_GROWTH = 8 << 20
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Storage]:
-    with storage() as made:
-        yield made
 
 
 @pytest.fixture

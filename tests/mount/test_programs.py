@@ -10,38 +10,19 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support.trees import content, differences, run
-from tests.support.vault import Storage, Vault, drop_caches, serve, storage
+from tests.support.vault import Storage, Vault, drop_caches
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 # The root branch and a bind mount on ext4, an xfs, a tmpfs.
 BRANCHES = ("", "alpha", "gamma", "delta")
 SCRIPTS = Path(__file__).parent / "scripts"
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Storage]:
-    with storage() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def served(place: Storage) -> Iterator[Vault]:
-    with serve(place) as vault:
-        yield vault
-
-
-@pytest.fixture
-def vault(served: Vault) -> Iterator[Vault]:
-    with served.watched():
-        yield served
 
 
 def remove(path: Path) -> None:

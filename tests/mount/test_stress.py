@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,9 @@ from typing import Any
 import pytest
 
 from tests.support.trees import run
-from tests.support.vault import Storage, Vault, drop_caches, serve, storage
+from tests.support.vault import Storage, Vault, drop_caches
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Storage]:
-    with storage() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def served(place: Storage) -> Iterator[Vault]:
-    with serve(place) as vault:
-        yield vault
-
-
-@pytest.fixture
-def vault(served: Vault) -> Iterator[Vault]:
-    with served.watched():
-        yield served
 
 
 # fio
