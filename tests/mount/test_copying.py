@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.trees import describe, differences, make_tree, run
+from tests.support.trees import describe, differences, make_tree, needs, run
 from tests.support.vault import Storage, Vault, drop_caches
 
-pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, needs("setfacl")]
 
 # The root branch and a bind mount on ext4, an xfs, a tmpfs.
 BRANCHES = ("", "alpha", "gamma", "delta")
@@ -57,6 +57,7 @@ def remove(path: Path) -> None:
     run("rm", "-rf", "--", path)
 
 
+@needs("rsync")
 @pytest.mark.parametrize("branch", BRANCHES, indirect=True)
 def test_rsync_there_and_back(vault: Vault, tree: Path, back: Path, branch: str) -> None:
     copy = vault.path / branch / "rsync"

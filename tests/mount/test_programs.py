@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.trees import content, differences, run
+from tests.support.trees import content, differences, needs, run
 from tests.support.vault import Storage, Vault, drop_caches
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -91,6 +90,7 @@ def work_in(clone: Path) -> None:
     git(clone, "gc", "--quiet", "--prune=now", "--aggressive")
 
 
+@needs("git")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_git(vault: Vault, place: Storage, origin: Path, branch: str) -> None:
     clone, plain = vault.path / branch / "clone", place.native / "clone"
@@ -113,6 +113,7 @@ def test_git(vault: Vault, place: Storage, origin: Path, branch: str) -> None:
     remove(plain)
 
 
+@needs("git")
 def test_a_moved_repository_is_whole(vault: Vault, place: Storage, origin: Path) -> None:
     clone = vault.path / "alpha/clone"
     git(place.native, "clone", "-q", "--no-local", origin, clone)
@@ -167,6 +168,7 @@ def sqlite_client(path: Path, journal: str, name: str, count: int) -> subprocess
     )
 
 
+@needs("sqlite3")
 @pytest.mark.parametrize("journal", ["wal", "delete", "persist"])
 @pytest.mark.parametrize("branch", ["alpha", "gamma", "delta"])
 def test_sqlite_with_two_programs(vault: Vault, branch: str, journal: str) -> None:
@@ -216,7 +218,7 @@ def test_sqlite_after_a_program_was_killed(vault: Vault, journal: str) -> None:
 # Electron
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="nodejs is not installed")
+@needs("node")
 @pytest.mark.parametrize("part", ["renames", "watching", "copies", "theRest", "saving"])
 def test_electron(vault: Vault, part: str) -> None:
     run("node", SCRIPTS / "electron.mjs", vault.path, part)
@@ -282,7 +284,7 @@ def build_package(folder: Path, version: int) -> Path:
     return folder / f"vaulted_{version}.deb"
 
 
-@pytest.mark.skipif(shutil.which("dpkg") is None, reason="this is no Debian system")
+@needs("dpkg")
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_debian_packages(vault: Vault, place: Storage, branch: str) -> None:
     """Build, unpack, install, upgrade and remove: dpkg links, syncs and renames each file."""

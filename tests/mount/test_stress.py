@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.trees import run
+from tests.support.trees import needs, run
 from tests.support.vault import Storage, Vault, drop_caches
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -72,7 +72,7 @@ end_fsync=1
 """
 
 
-@pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
+@needs("fio")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("branch", ["alpha", "gamma", "delta"])
 def test_fio_reads_what_it_wrote(
@@ -167,7 +167,7 @@ SLOW = {"fallocate", "iomix", "xattr"}
 IDLE = "did nothing"
 
 
-@pytest.mark.skipif(shutil.which("stress-ng") is None, reason="stress-ng is not installed")
+@needs("stress-ng")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("batch", BATCHES, ids=lambda batch: f"{batch.branch}-{batch.user}")
 def test_stress(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 _YEAR = 31_557_600 * 10**9  # nanoseconds
 
@@ -22,6 +25,11 @@ def content(seed: int, size: int) -> bytes:
     """`size` bytes that depend on `seed`: at most a MiB."""
     start = seed * 7919 % (len(_POOL) - size)
     return _POOL[start : start + size]
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """The mark of a test that runs `program`."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
 def run(
