@@ -5,36 +5,27 @@ The cases run as in test_operations: directly in the branch, then in the vault, 
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import mmap
 import os
-import shutil
 import socket
 import stat
 import threading
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.vault import Vault, as_person, drop_caches, outcome
+from tests.support.cases import Cases
+from tests.support.vault import Vault, as_person, outcome
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 BRANCHES = ("", "alpha", "gamma", "delta")
 
-Case = Callable[[Path], object]
-CASES: dict[str, Case] = {}
+CASES = Cases()
 
 
-def case(function: Case) -> Case:
-    CASES[function.__name__] = function
-    return function
-
-
-@case
+@CASES
 def unlinked_but_open(folder: Path) -> object:
     path = folder / "x"
     path.write_bytes(b"0123456789")
@@ -71,7 +62,7 @@ def unlinked_but_open(folder: Path) -> object:
     return answers, path.read_bytes(), sorted(os.listdir(folder))
 
 
-@case
+@CASES
 def replaced_but_open(folder: Path) -> object:
     (folder / "old").write_bytes(b"old")
     (folder / "new").write_bytes(b"new")
@@ -82,7 +73,7 @@ def replaced_but_open(folder: Path) -> object:
         return os.pread(file.fileno(), 100, 0), (folder / "old").read_bytes()
 
 
-@case
+@CASES
 def one_of_two_links_unlinked_while_open(folder: Path) -> object:
     (folder / "a").write_bytes(b"1")
     os.link(folder / "a", folder / "b")
@@ -95,7 +86,7 @@ def one_of_two_links_unlinked_while_open(folder: Path) -> object:
         return links, (folder / "c").read_bytes(), os.fstat(file.fileno()).st_nlink
 
 
-@case
+@CASES
 def an_unlinked_working_folder(folder: Path) -> object:
     here = os.getcwd()
     (folder / "d/e").mkdir(parents=True)
@@ -120,7 +111,7 @@ def an_unlinked_working_folder(folder: Path) -> object:
         os.chdir(here)
 
 
-@case
+@CASES
 def a_moved_working_folder(folder: Path) -> object:
     here = os.getcwd()
     (folder / "a/b").mkdir(parents=True)
@@ -139,7 +130,7 @@ def a_moved_working_folder(folder: Path) -> object:
         os.chdir(here)
 
 
-@case
+@CASES
 def a_descriptor_that_is_a_path(folder: Path) -> object:
     (folder / "x").write_bytes(b"content")
     os.symlink("nothing", folder / "link")
@@ -161,7 +152,7 @@ def a_descriptor_that_is_a_path(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def sockets(folder: Path) -> object:
     here = os.getcwd()
     try:
@@ -182,7 +173,7 @@ def sockets(folder: Path) -> object:
         os.chdir(here)
 
 
-@case
+@CASES
 def mapped(folder: Path) -> object:
     path = folder / "x"
     path.write_bytes(b"a" * 10_000)
@@ -203,7 +194,7 @@ def mapped(folder: Path) -> object:
     return seen, through, (folder / "y").read_bytes()[:6], (folder / "y").read_bytes()[8_998:9_005]
 
 
-@case
+@CASES
 def mapped_and_appended(folder: Path) -> object:
     path = folder / "x"
     path.write_bytes(b"a" * 4096)
@@ -215,7 +206,7 @@ def mapped_and_appended(folder: Path) -> object:
     return path.read_bytes()[:10], path.read_bytes()[4090:], os.stat(path).st_size
 
 
-@case
+@CASES
 def locks(folder: Path) -> object:
     (folder / "x").write_bytes(b"0123456789")
 
@@ -234,7 +225,7 @@ def locks(folder: Path) -> object:
     return held, as_person(other, 0)
 
 
-@case
+@CASES
 def two_programs_append(folder: Path) -> object:
     path = folder / "log"
     path.touch()
@@ -263,7 +254,7 @@ def two_programs_append(folder: Path) -> object:
     return ends, len(lines), len(set(lines)), in_order
 
 
-@case
+@CASES
 def direct_and_synchronous(folder: Path) -> object:
     with mmap.mmap(-1, 8192) as aligned:
         aligned[:] = b"d" * 8192
@@ -277,7 +268,7 @@ def direct_and_synchronous(folder: Path) -> object:
     return written, got, (folder / "x").read_bytes()[-6:], os.stat(folder / "x").st_size
 
 
-@case
+@CASES
 def many_threads(folder: Path) -> object:
     problems: list[str] = []
 
@@ -300,164 +291,4 @@ def many_threads(folder: Path) -> object:
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("name", CASES)
 def test_as_in_the_branch_itself(vault: Vault, name: str, branch: str) -> None:
-    results = []
-    for folder in (vault.backing(branch) / "directly", vault.path / branch / "in-the-vault"):
-        folder.mkdir()
-        try:
-            results.append(CASES[name](folder))
-        finally:
-            shutil.rmtree(folder)
-    expected, got = results
-    assert got == expected
-
-
-# Numbers
-
-
-def test_numbers_are_one_files_alone(vault: Vault) -> None:
-    """Equal on two names only if these are links of one file; and the same again when looked up anew."""
-    paths = []
-    for branch in BRANCHES:
-        folder = vault.path / branch / "numbers"
-        folder.mkdir()
-        for number in range(30):
-            (folder / f"{number}").write_bytes(b"")
-            os.link(folder / f"{number}", folder / f"{number} too")
-            paths += [folder / f"{number}", folder / f"{number} too"]
-        paths.append(folder)
-    numbers = {path: os.stat(path).st_ino for path in paths}
-    assert Counter(Counter(numbers.values()).values()) == {2: 30 * len(BRANCHES), 1: len(BRANCHES)}
-    for path in paths:
-        if path.name.endswith(" too"):
-            assert numbers[path] == numbers[path.with_name(path.name.removesuffix(" too"))]
-    assert len({os.stat(path).st_dev for path in paths}) == 1
-    listed = {entry.name: entry.inode() for entry in os.scandir(vault.path / "alpha/numbers")}
-    assert all(listed[path.name] == numbers[path] for path in paths if path.parts[-3] == "alpha")
-    if drop_caches():
-        assert {path: os.stat(path).st_ino for path in paths} == numbers
-    for branch in BRANCHES:
-        shutil.rmtree(vault.path / branch / "numbers")
-    assert max(numbers.values()) < 2**53  # beyond, JavaScript's numbers are not exact
-
-
-def test_the_way_up(vault: Vault) -> None:
-    root = os.stat(vault.path).st_ino
-    assert os.stat(vault.path / "alpha/..").st_ino == root
-    assert os.stat(vault.path / "alpha/../beta").st_ino == os.stat(vault.path / "beta").st_ino
-    (vault.path / "alpha/d/e").mkdir(parents=True)
-    fd = os.open(vault.path / "alpha/d/e", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        drop_caches()
-        assert os.stat("..", dir_fd=fd).st_ino == os.stat(vault.path / "alpha/d").st_ino
-        assert os.stat("../../..", dir_fd=fd).st_ino == root
-        entries = {entry.name for entry in os.scandir(fd)}
-        assert entries == set()
-    finally:
-        os.close(fd)
-    shutil.rmtree(vault.path / "alpha/d")
-
-
-# Large folders
-
-
-class Entry(ctypes.Structure):
-    _fields_ = (
-        ("number", ctypes.c_uint64),
-        ("position", ctypes.c_int64),
-        ("length", ctypes.c_ushort),
-        ("kind", ctypes.c_ubyte),
-        ("name", ctypes.c_char * 256),
-    )
-
-
-class Listing:
-    """A folder read with the C library, as programs that seek in it do."""
-
-    def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(None, use_errno=True)
-        for name, result in (("opendir", ctypes.c_void_p), ("readdir", ctypes.POINTER(Entry))):
-            getattr(self.library, name).restype = result
-        self.library.telldir.restype = ctypes.c_long
-        self.library.telldir.argtypes = self.library.readdir.argtypes = (ctypes.c_void_p,)
-        self.library.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
-        self.library.rewinddir.argtypes = self.library.closedir.argtypes = (ctypes.c_void_p,)
-        self.stream = self.library.opendir(os.fsencode(path))
-
-    def next(self) -> bytes | None:
-        entry = self.library.readdir(self.stream)
-        return bytes(entry.contents.name) if entry else None
-
-    def rest(self) -> list[bytes]:
-        return list(iter(self.next, None))
-
-    def tell(self) -> int:
-        return int(self.library.telldir(self.stream))
-
-    def seek(self, position: int) -> None:
-        self.library.seekdir(self.stream, position)
-
-    def rewind(self) -> None:
-        self.library.rewinddir(self.stream)
-
-    def close(self) -> None:
-        self.library.closedir(self.stream)
-
-
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_a_large_folder_listed_while_it_changes(vault: Vault, branch: str) -> None:
-    folder = vault.path / branch / "large"
-    folder.mkdir()
-    behind = vault.backing(branch) / "large"
-    stay = {b"stays %d" % number for number in range(10_000)}
-    for name in stay:
-        os.close(os.open(os.path.join(os.fsencode(behind), name), os.O_CREAT | os.O_WRONLY))
-    for number in range(300):
-        (behind / f"goes {number}").touch()
-    listing = Listing(folder)
-    names = [listing.next() for _ in range(50)]
-    for number in range(300):
-        (folder / f"goes {number}").unlink()
-        (folder / f"comes {number}").touch()
-        names.append(listing.next())
-    names += listing.rest()
-    count = Counter(names)
-    assert {name for name in stay if count[name] != 1} == set()
-    assert max(count.values()) == 1
-    listing.rewind()
-    again = Counter(listing.rest())
-    assert set(again) - {b".", b".."} == stay | {b"comes %d" % number for number in range(300)}
-    assert max(again.values()) == 1
-    assert {b".", b".."} <= set(again)
-    listing.close()
-    shutil.rmtree(behind)
-
-
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_seeking_in_a_folder(vault: Vault, branch: str) -> None:
-    folder = vault.path / branch / "seek"
-    folder.mkdir()
-    for number in range(500):
-        (folder / f"{number}").touch()
-    listing = Listing(folder)
-    order: list[bytes | None] = []
-    places = [listing.tell()]
-    while (name := listing.next()) is not None:
-        order.append(name)
-        places.append(listing.tell())
-    for index in (0, 1, 2, 3, 250, 499, 500, 77):
-        listing.seek(places[index])
-        assert listing.rest() == order[index:]
-    assert len(set(order)) == 502
-    listing.close()
-    shutil.rmtree(folder)
-
-
-def test_the_vault_lists_its_branches_once(vault: Vault) -> None:
-    """Also where the root branch has an entry of the same name: the branch covers it."""
-    (vault.root / "alpha").mkdir(exist_ok=True)
-    (vault.root / "alpha/covered").touch()
-    listed = os.listdir(vault.path)
-    assert sorted(listed) == sorted(set(listed))
-    assert set(vault.branches) <= set(listed)
-    assert not (vault.path / "alpha/covered").exists()
-    shutil.rmtree(vault.root / "alpha")
+    CASES.compare(name, vault, branch)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import Cases
 from tests.support.vault import Vault, as_person, outcome
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -42,13 +43,7 @@ def shown(path: Path) -> tuple[str, int, int]:
     return oct(status.st_mode), status.st_uid, status.st_gid
 
 
-Case = Callable[[Path], object]
-CASES: dict[str, Case] = {}
-
-
-def case(function: Case) -> Case:
-    CASES[function.__name__] = function
-    return function
+CASES = Cases()
 
 
 def written(path: Path) -> None:
@@ -63,7 +58,7 @@ def made(path: Path, mode: int, uid: int = OWNER, gid: int = GROUP) -> Path:
     return path
 
 
-@case
+@CASES
 def files_by_mode(folder: Path) -> object:
     answers = []
     for mode in (0o000, 0o400, 0o200, 0o040, 0o020, 0o004, 0o002, 0o060, 0o066, 0o644, 0o606):
@@ -89,7 +84,7 @@ def files_by_mode(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def folders_by_mode(folder: Path) -> object:
     answers = []
     for mode in (0, 0o500, 0o300, 0o050, 0o070, 0o005, 0o007, 0o711, 0o770, 0o400, 0o200):
@@ -122,7 +117,7 @@ def folders_by_mode(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def sticky_folders(folder: Path) -> object:
     answers = []
     for person in PERSONS:
@@ -155,7 +150,7 @@ def sticky_folders(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def who_may_change_what(folder: Path) -> object:
     answers = []
     for person in PERSONS:
@@ -182,7 +177,7 @@ def who_may_change_what(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def set_uid_is_cleared(folder: Path) -> object:
     """By every change of the content, made by whoever may not set it."""
 
@@ -213,7 +208,7 @@ def set_uid_is_cleared(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def what_is_new_belongs_to_whoever_made_it(folder: Path) -> object:
     answers = []
     for mode in (0o777, 0o2777):
@@ -236,7 +231,7 @@ def what_is_new_belongs_to_whoever_made_it(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def descriptors_keep_their_rights(folder: Path) -> object:
     """What was opened while that was allowed goes on working."""
 
@@ -265,7 +260,7 @@ def descriptors_keep_their_rights(folder: Path) -> object:
     return act("owner", all_ways)
 
 
-@case
+@CASES
 def a_file_without_rights_made_and_written(folder: Path) -> object:
     os.chmod(folder, 0o777)
 
@@ -279,7 +274,7 @@ def a_file_without_rights_made_and_written(folder: Path) -> object:
     return act("other", all_ways), (folder / "x").read_bytes()
 
 
-@case
+@CASES
 def executing(folder: Path) -> object:
     program = folder / "program"
     shutil.copy("/bin/true", program)
@@ -304,7 +299,7 @@ def acl(path: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@case
+@CASES
 def access_control_lists(folder: Path) -> object:
     path = made(folder / "x", 0o600)
     setfacl("-m", f"u:{OTHER}:rw,g:6002:r", path)
@@ -319,7 +314,7 @@ def access_control_lists(folder: Path) -> object:
     return answers
 
 
-@case
+@CASES
 def default_access_control_lists(folder: Path) -> object:
     """With no mask for new files: that it should not count here is more than FUSE's callers are told.
 
@@ -353,17 +348,7 @@ def default_access_control_lists(folder: Path) -> object:
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("name", CASES)
 def test_as_in_the_branch_itself(vault: Vault, name: str, branch: str) -> None:
-    plain, served = vault.backing(branch) / "directly", vault.path / branch / "in-the-vault"
-    results = []
-    for folder in (plain, served):
-        folder.mkdir()
-        folder.chmod(0o755)
-        try:
-            results.append(CASES[name](folder))
-        finally:
-            shutil.rmtree(folder)
-    expected, got = results
-    assert got == expected
+    CASES.compare(name, vault, branch)
 
 
 def test_groups_that_change_are_seen_in_a_second(vault: Vault) -> None:
