@@ -26,12 +26,12 @@ async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
     ESTALE if another file has come to its name behind the vault: the kernel then looks the name up anew.
     """
     branch = node.branch
-    if isinstance(node, FolderNode) and node.is_branch_root:
-        return await branch.call(AGENT, os.fstat, branch.fd)
     if node.fd >= 0:
         return await branch.call(caller, os.fstat, node.fd)
     if node.handles:
         return await branch.call(caller, os.fstat, node.handles[0].fd)
+    if isinstance(node, FolderNode) and node.is_branch_root:  # it could not be opened
+        return await branch.call(AGENT, os.fstat, branch.fd)
     parent = node.parent
     assert parent is not None
     fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)

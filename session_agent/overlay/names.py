@@ -26,12 +26,13 @@ async def lookup(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> E
         await vault.settled(parent)
     if parent.mounted is not None and name in parent.mounted:
         node = parent.mounted[name]
-        return Entry(node, await status_of(vault, node, caller))
-    if name in (b".", b".."):
-        folder = parent if name == b"." or parent.parent is None else parent.parent
-        return Entry(folder, await status_of(vault, folder, caller))
-    if name.startswith(RESERVED_PREFIX):
-        raise error(ENOENT)
+        return node, await status_of(vault, node, caller)
+    if name.startswith(b"."):
+        if name in (b".", b".."):
+            folder = parent if name == b"." or parent.parent is None else parent.parent
+            return folder, await status_of(vault, folder, caller)
+        if name.startswith(RESERVED_PREFIX):
+            raise error(ENOENT)
     branch = parent.branch
     folder_fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
     status = await branch.call(caller, stat_at, folder_fd, name)
@@ -43,7 +44,7 @@ def _found(
 ) -> Entry:
     if parent.branch is not branch:
         vault.same_branch(parent, branch)
-    return Entry(vault.tree.found(parent, name, status), status)
+    return vault.tree.found(parent, name, status), status
 
 
 async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNode, int]:
@@ -101,7 +102,7 @@ async def create(
     except OSError:
         await branch.release(caller, file_fd)
         raise
-    return vault.handles.add(Handle(file_fd, flags, entry.node, caller, branch)), entry
+    return vault.handles.add(Handle(file_fd, flags, entry[0], caller, branch)), entry
 
 
 def _backing_flags(flags: int) -> int:

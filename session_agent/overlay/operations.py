@@ -68,9 +68,8 @@ class VaultOperations(pyfuse3.Operations):
         out.generation = node.generation
         out.entry_timeout = out.attr_timeout = self._timeout if status.st_ino else 0
         if status.st_nlink > 1 and node.format != stat.S_IFDIR:
-            out.entry_timeout = (
-                0  # should another of its names move to another branch (Tree.disown)
-            )
+            # Another of its names may move to another branch (see Tree.disown).
+            out.entry_timeout = 0
         out.st_mode = status.st_mode
         out.st_nlink = status.st_nlink
         out.st_uid = status.st_uid
@@ -86,8 +85,9 @@ class VaultOperations(pyfuse3.Operations):
 
     def _told(self, entry: Entry) -> EntryAttributes:
         """The attributes of an entry that the kernel counts as looked up from now on."""
-        entry.node.lookups += 1
-        return self._attributes(*entry)
+        node, status = entry
+        node.lookups += 1
+        return self._attributes(node, status)
 
     # Names
 

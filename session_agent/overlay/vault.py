@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from errno import EPERM, ESTALE
-from typing import NamedTuple
+from typing import TypeAlias
 
 import trio
 
@@ -21,12 +21,8 @@ from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
 
-
-class Entry(NamedTuple):
-    """What the kernel is told of a node."""
-
-    node: Node
-    status: os.stat_result
+Entry: TypeAlias = tuple[Node, os.stat_result]
+"""What the kernel is told of a node. A plain tuple: one is made for every request."""
 
 
 def error(number: int) -> OSError:
