@@ -142,7 +142,7 @@ BATCHES = (
         "alpha", 1000, "dentry chdir inotify dnotify access chmod dir rename xattr utime link open"
     ),
     Batch(
-        "delta", 1000, "fstat getdent dirmany filename symlink touch hdd iomix seek copy-file flock"
+        "delta", 1000, "fstat getdent dirmany rename symlink touch hdd iomix seek copy-file flock"
     ),
 )
 # Files small enough for a few seconds, and for many at once on small branches.
