@@ -8,22 +8,21 @@ source is touched.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import EBUSY, EINVAL, EIO, ENOENT, ENOSYS, ENOTSUP, EPERM, EXDEV
+from errno import EBUSY, EINVAL, EIO, ENOSYS, ENOTSUP, EPERM, EXDEV
 
-from session_agent.fsutil.at import FOLDER, LISTING, by_descriptor, open_at, stat_at
-from session_agent.fsutil.syscalls import set_times, syncfs
+from session_agent.fsutil.at import FOLDER, LISTING, open_at, stat_at
+from session_agent.fsutil.syscalls import syncfs
+from session_agent.moves.attributes import copy_attributes
 from session_agent.moves.plan import Place, failed, identity
 
 RESERVED_PREFIX = b".~session-agent-"
 """Names that begin so are garbage by construction: any later run may delete them (invariant 2)."""
 
 _CHUNK = 8 << 20
-_XFS_ACL = "trusted.SGI_ACL_"  # how xfs shows root its own form of an ACL, a second time
 _NEXT_WAY = frozenset({EXDEV, EINVAL, ENOSYS, ENOTSUP})
 
 
@@ -36,7 +35,8 @@ class Snapshot:
     """By what a change of a source file is noticed."""
 
     identity: tuple[int, int]
-    format: int
+    mode: int
+    owner: tuple[int, int]
     size: int
     mtime_ns: int
     ctime_ns: int
@@ -45,26 +45,44 @@ class Snapshot:
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
         """The snapshot of a file with that status."""
-        file_format = stat.S_IFMT(status.st_mode)
+        folder = stat.S_ISDIR(status.st_mode)
         return cls(
             (status.st_dev, status.st_ino),
-            file_format,
-            0 if file_format == stat.S_IFDIR else status.st_size,
+            status.st_mode,
+            (status.st_uid, status.st_gid),
+            0 if folder else status.st_size,
             status.st_mtime_ns,
             status.st_ctime_ns,
-            1 if file_format == stat.S_IFDIR else status.st_nlink,
+            1 if folder else status.st_nlink,
         )
 
-    def still_holds(self, status: os.stat_result, renamed: bool = False) -> bool:
+    @property
+    def format(self) -> int:
+        """The kind of file: the S_IFMT part of its mode."""
+        return stat.S_IFMT(self.mode)
+
+    def still_holds(
+        self, status: os.stat_result, renamed: bool = False, below_renamed: bool = False
+    ) -> bool:
         """Whether a file with that status is the same, unchanged but for being `renamed`.
 
-        A rename changes the ctime; so does, with several links, removing another name.
+        A rename changes the ctime; so does, with several links, removing another name. Below a renamed folder
+        the number may be another one: rclone makes it from the path.
         """
         now = Snapshot.of(status)
-        if (now.identity, now.format, now.size) != (self.identity, self.format, self.size):
-            return False
-        return now.mtime_ns == self.mtime_ns and (
-            renamed or self.links > 1 or now.links > 1 or now.ctime_ns == self.ctime_ns
+        return (
+            self.still_holds_but_for_times(status, below_renamed)
+            and now.mtime_ns == self.mtime_ns
+            and (renamed or self.links > 1 or now.links > 1 or now.ctime_ns == self.ctime_ns)
+        )
+
+    def still_holds_but_for_times(
+        self, status: os.stat_result, below_renamed: bool = False
+    ) -> bool:
+        """Whether a file with that status has the same number, mode, owner and size."""
+        now = Snapshot.of(status)
+        return (below_renamed or now.identity == self.identity) and (
+            (now.mode, now.owner, now.size) == (self.mode, self.owner, self.size)
         )
 
 
@@ -119,18 +137,33 @@ def verify(folder: int, name: bytes, copied: Copied, renamed: bool = False) -> N
     `renamed`: it lies under another name by now.
     """
     try:
-        if not copied.source.still_holds(stat_at(folder, name), renamed):
-            raise SourceChangedError
-        if copied.source.format != stat.S_IFDIR:
+        status = stat_at(folder, name)
+        unchanged = copied.source.still_holds(status, renamed)
+        if copied.source.format != stat.S_IFDIR or not stat.S_ISDIR(status.st_mode):
+            if not unchanged:
+                raise SourceChangedError
             return
-        below = open_at(folder, name, FOLDER)
+        below = open_at(folder, name, LISTING)
     except FileNotFoundError:
         raise SourceChangedError from None
     try:
+        # rclone's folders change their times by themselves.
+        if not unchanged and not (
+            copied.source.still_holds_but_for_times(status)
+            and set(_names(below)) == set(copied.entries)
+        ):
+            raise SourceChangedError
         for entry_name, entry in copied.entries.items():
             verify(below, entry_name, entry)
     finally:
         os.close(below)
+
+
+def _names(folder: int) -> list[bytes]:
+    """The names in a folder, but for the reserved ones."""
+    with os.scandir(folder) as entries:
+        names = [os.fsencode(entry.name) for entry in entries]
+    return [name for name in names if not name.startswith(RESERVED_PREFIX)]
 
 
 def _copy(
@@ -179,7 +212,7 @@ def _copy_special(
         try:
             if stat.S_IFMT(os.fstat(copy_fd).st_mode) != stat.S_IFMT(status.st_mode):
                 raise failed(ENOTSUP, os.fsdecode(name))  # rclone makes an empty file of a FIFO
-            _copy_attributes(job, source_fd, copy_fd, status)
+            copy_attributes(job.losses, source_fd, copy_fd, status)
             return Copied(Snapshot.of(status), identity(os.fstat(copy_fd)))
         finally:
             os.close(copy_fd)
@@ -216,15 +249,11 @@ def _copy_folder(
         copy_fd = open_at(to_folder, to_name, LISTING)
         try:
             copied = Copied(Snapshot.of(status), identity(os.fstat(copy_fd)))
-            with os.scandir(below) as entries:
-                names = [os.fsencode(entry.name) for entry in entries]
-            for entry_name in names:
-                if entry_name.startswith(RESERVED_PREFIX):
-                    continue
+            for entry_name in _names(below):
                 copied.entries[entry_name] = _copy(
                     job, below, entry_name, copy_fd, entry_name, (*path, entry_name)
                 )
-            _copy_attributes(job, below, copy_fd, status)
+            copy_attributes(job.losses, below, copy_fd, status)
         finally:
             os.close(copy_fd)
     finally:
@@ -242,7 +271,7 @@ def _copy_file(job: _Job, folder: int, name: bytes, to_folder: int, to_name: byt
         copy_fd = open_at(to_folder, to_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             copy_data(source_fd, copy_fd, status)
-            _copy_attributes(job, source_fd, copy_fd, status)
+            copy_attributes(job.losses, source_fd, copy_fd, status)
             if job.single:
                 os.fsync(copy_fd)
             copy = identity(os.fstat(copy_fd))
@@ -329,57 +358,3 @@ def _by_hand(source: int, target: int, position: int, count: int) -> int:
 
 _Way = Callable[[int, int, int, int], int]
 _WAYS: tuple[_Way, ...] = (_by_range, _by_sendfile, _by_hand)
-
-
-def _copy_attributes(job: _Job, source: int, copy: int, status: os.stat_result) -> None:
-    """Owner, mode, extended attributes with the ACLs, times; in the order in which none undoes another."""
-    path = by_descriptor(copy)
-    mode = stat.S_IMODE(status.st_mode)
-    if not _same_owner(copy, status):
-        with contextlib.suppress(OSError):
-            os.chown(path, status.st_uid, status.st_gid)
-        if not _same_owner(copy, status):  # rclone says it has done it
-            job.losses.append("owner")
-            mode &= ~(stat.S_ISUID | stat.S_ISGID)  # not with another owner's rights
-    if not stat.S_ISLNK(status.st_mode):
-        _drop_inherited_acls(path)
-        try:
-            os.chmod(path, mode)
-        except OSError:
-            job.losses.append("mode")
-    _copy_xattrs(job, by_descriptor(source), path)
-    try:
-        set_times(path, status.st_atime_ns, status.st_mtime_ns)
-    except OSError:
-        job.losses.append("times")
-    if not stat.S_ISLNK(status.st_mode) and stat.S_IMODE(os.fstat(copy).st_mode) != mode:
-        job.losses.append("mode")
-
-
-def _same_owner(fd: int, status: os.stat_result) -> bool:
-    now = os.fstat(fd)
-    return (now.st_uid, now.st_gid) == (status.st_uid, status.st_gid)
-
-
-def _drop_inherited_acls(copy: str) -> None:
-    """What is made in a folder gets the folder's default ACL; a rename gives nobody new rights."""
-    for name in ("system.posix_acl_access", "system.posix_acl_default"):
-        with contextlib.suppress(OSError):  # none there, which is the rule
-            os.removexattr(copy, name)
-
-
-def _copy_xattrs(job: _Job, source: str, copy: str) -> None:
-    try:
-        names = os.listxattr(source)
-    except OSError:
-        return  # it has none that could be read
-    for name in names:
-        if name.startswith(_XFS_ACL):
-            continue
-        try:
-            os.setxattr(copy, name, os.getxattr(source, name))
-        except OSError as error:
-            if error.errno != ENOENT:
-                job.losses.append(
-                    f"attribute {os.fsencode(name).decode('utf-8', 'backslashreplace')}"
-                )

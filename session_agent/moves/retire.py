@@ -59,7 +59,7 @@ def _remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
     try:
         if copied.source.format == stat.S_IFDIR:
             return _remove_folder(folder, name, copied)
-        if not copied.source.still_holds(stat_at(folder, name)):
+        if not copied.source.still_holds(stat_at(folder, name), below_renamed=True):
             return False
         os.unlink(name, dir_fd=folder)
     except FileNotFoundError:
