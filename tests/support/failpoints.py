@@ -54,6 +54,19 @@ def steps(action: Action) -> Iterator[None]:
         sys.settrace(before)
 
 
+def at(name: str, action: Callable[[], object], count: int = 1) -> Action:
+    """For `steps`: calls `action` before the system call `name` is made for the `count`th time."""
+    met = 0
+
+    def step(called: str) -> None:
+        nonlocal met
+        met += called == name
+        if called == name and met == count:
+            action()
+
+    return step
+
+
 def record(function: Callable[[], object]) -> list[str]:
     """The names of the system calls that `function` makes, in their order."""
     names: list[str] = []

@@ -14,7 +14,7 @@ import pytest
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE
 from session_agent.moves.copy import RESERVED_PREFIX
 from tests.support.disks import contents, picture
-from tests.support.failpoints import steps
+from tests.support.failpoints import at, steps
 from tests.support.moving import Disks, move
 
 PREFIX = os.fsdecode(RESERVED_PREFIX)
@@ -22,19 +22,6 @@ SIZE = 24 << 20  # three calls to copy it
 
 
 # While it is staged
-
-
-def _at(name: str, action: Callable[[], None], count: int = 1) -> Callable[[str], None]:
-    """A step that calls `action` before the system call `name` is made for the `count`th time."""
-    met: list[str] = []
-
-    def step(called: str) -> None:
-        if called == name:
-            met.append(called)
-            if len(met) == count:
-                action()
-
-    return step
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
@@ -103,7 +90,7 @@ def test_a_tree_that_gets_an_entry_while_staged(disks: Disks) -> None:
     def change() -> None:
         (disks.source / "here/below/late").write_bytes(b"late")
 
-    with steps(_at("syncfs", change)):
+    with steps(at("syncfs", change)):
         outcome = move(disks.source / "here", disks.target / "there")
     assert not outcome.kept
     assert contents(disks.target / "there") == {"below/file": b"x", "below/late": b"late"}
@@ -114,7 +101,7 @@ def test_a_tree_that_gets_an_entry_while_staged(disks: Disks) -> None:
 def test_a_source_that_vanishes_while_staged(disks: Disks) -> None:
     (disks.source / "here").write_bytes(b"x")
     with (
-        steps(_at("fsync", (disks.source / "here").unlink)),
+        steps(at("fsync", (disks.source / "here").unlink)),
         pytest.raises(FileNotFoundError),
     ):
         move(disks.source / "here", disks.target / "there")
@@ -129,7 +116,7 @@ def test_a_fifo_that_takes_the_files_place(disks: Disks) -> None:
         (disks.source / "here").unlink()
         os.mkfifo(disks.source / "here")
 
-    with steps(_at("open", change)):  # it has been looked at by then
+    with steps(at("open", change)):  # it has been looked at by then
         outcome = move(disks.source / "here", disks.target / "there")
     assert not outcome.kept
     assert disks.reserved == []
@@ -143,7 +130,7 @@ def test_the_target_that_appears_while_staged_is_not_replaced(disks: Disks) -> N
     def change() -> None:
         (disks.target / "there").write_bytes(b"another's")
 
-    with steps(_at("fsync", change)), pytest.raises(FileExistsError):
+    with steps(at("fsync", change)), pytest.raises(FileExistsError):
         move(disks.source / "here", disks.target / "there", 1)
     assert contents(disks.target) == {"there": b"another's"}
     assert contents(disks.source) == {"here": b"x"}
@@ -153,7 +140,7 @@ def test_an_empty_folder_at_the_target_that_is_filled_while_staged(disks: Disks)
     (disks.source / "here").mkdir()
     (disks.target / "there").mkdir()
     with (
-        steps(_at("syncfs", (disks.target / "there/new").touch)),
+        steps(at("syncfs", (disks.target / "there/new").touch)),
         pytest.raises(OSError, match="not empty"),
     ):
         move(disks.source / "here", disks.target / "there")
@@ -280,7 +267,7 @@ def test_a_tree_changed_while_it_is_retired(
         (grave,) = (path for path in disks.source.iterdir() if path.name.startswith(PREFIX))
         change(grave)
 
-    with steps(_at("scandir", in_grave, 4)):  # three folders were listed to copy them
+    with steps(at("scandir", in_grave, 4)):  # three folders were listed to copy them
         outcome = move(disks.source / "here", disks.target / "there")
     assert outcome.kept
     assert contents(disks.target / "there") == TREE
@@ -296,7 +283,7 @@ def test_a_file_that_comes_while_its_folder_is_removed(disks: Disks) -> None:
         (grave,) = (path for path in disks.source.iterdir() if path.name.startswith(PREFIX))
         (grave / "late").write_bytes(b"late")
 
-    with steps(_at("rmdir", in_grave, 3)):  # deep, below, and then the tree itself
+    with steps(at("rmdir", in_grave, 3)):  # deep, below, and then the tree itself
         outcome = move(disks.source / "here", disks.target / "there")
     assert outcome.kept
     assert contents(disks.source) == {"here/late": b"late"}
@@ -313,7 +300,7 @@ def test_what_comes_back_finds_its_name_taken(disks: Disks, name: str) -> None:
         _new_file(grave)
         (disks.source / name).write_bytes(b"somebody's")
 
-    with steps(_at("scandir", in_grave, 4)):
+    with steps(at("scandir", in_grave, 4)):
         outcome = move(disks.source / name, disks.target / "there")
     assert outcome.kept
     shown = contents(disks.source)
@@ -377,3 +364,41 @@ def test_an_exchanged_file_changed_after_the_commit(disks: Disks, side: str) -> 
     assert list(kept.values()) == [b"one more" if side == "source" else b"two more"]
     assert [name.split(".exchanged-")[0] for name in kept] == [path.name]
     assert len(os.listdir(disks.source)) + len(os.listdir(disks.target)) == 3
+
+
+# Folders whose times change by themselves, as rclone's do
+
+
+def _touch(folder: Path) -> None:
+    os.utime(folder, ns=(1, 1))
+
+
+def _chmod(folder: Path) -> None:
+    folder.chmod(0o711)
+
+
+def _rename_entry(folder: Path) -> None:
+    (folder / "one").rename(folder / "uno")
+
+
+def _swap(folder: Path) -> None:
+    """The same names, but another file."""
+    (folder / "one").unlink()
+    (folder / "one").write_bytes(b"one")
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"), [(_touch, False), (_chmod, True), (_rename_entry, True), (_swap, True)]
+)
+def test_a_folder_is_the_same_by_its_entries_not_its_times(
+    disks: Disks, change: Callable[[Path], None], kept: bool
+) -> None:
+    _make_tree(disks.source / "here")
+    outcome = move(
+        disks.source / "here",
+        disks.target / "there",
+        on_commit=lambda: change(disks.source / "here/below"),
+    )
+    assert outcome.kept == kept
+    assert contents(disks.target / "there") == TREE
+    assert os.listdir(disks.source) == (["here"] if kept else [])
