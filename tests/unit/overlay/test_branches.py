@@ -83,6 +83,21 @@ def test_every_call_has_its_callers_rights(remote: RemoteBranch, tmp_path: Path)
     assert len(os.listdir(tmp_path)) == 120
 
 
+@pytest.mark.needs_root
+def test_a_slow_local_call_has_its_callers_rights(tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o777)
+    branch = OpenBranch(1, described("one"), os.open(tmp_path, os.O_PATH))
+
+    async def main() -> None:
+        for number, caller in enumerate((Caller(1234, 1235), AGENT, Caller(4321, 4322))):
+            name = b"%d" % number
+            status = await branch.call_slowly(caller, calls.make_folder, branch.fd, name, 0o777)
+            assert (status.st_uid, status.st_gid) == caller[:2]
+
+    run(main)
+    branch.close()
+
+
 # Many, and slow ones
 
 
@@ -148,7 +163,8 @@ def test_many_slow_calls_are_one_suspicion(remote: RemoteBranch, probes: list[fl
         async with trio.open_nursery() as nursery:
             for _ in range(50):
                 nursery.start_soon(remote.call, AGENT, go.wait, 20)
-            await trio.sleep(3 * LIMIT)
+                await trio.sleep(0.005)  # so that they become suspicious one after the other
+            await trio.sleep(2 * LIMIT)
             go.set()
 
     run(main)

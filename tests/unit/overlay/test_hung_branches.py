@@ -205,6 +205,30 @@ def test_a_file_is_closed_though_the_branch_hangs(mounted: RemoteBranch, server:
     run(main)
 
 
+def test_a_file_is_closed_even_if_no_thread_had_the_time(
+    mounted: RemoteBranch, server: StubFuse
+) -> None:
+    """All of them are stuck, so it was given up before it had begun."""
+
+    async def release(fd: int) -> None:
+        with pytest.raises(TimeoutError):
+            await mounted.release(AGENT, fd)
+
+    async def main() -> None:
+        fd = await _open_file(mounted)
+        server.hang()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(errno_of, mounted, os.statvfs, mounted.fd)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(release, fd)
+        server.go_on()
+        await until(lambda: mounted._running == 0)
+        assert server.flushes == 1
+
+    run(main)
+
+
 def test_a_file_is_closed_though_the_branch_is_dead(
     mounted: RemoteBranch, server: StubFuse
 ) -> None:
