@@ -1,18 +1,16 @@
-"""Waiting for the kernel's next request without sleeping too soon.
+"""Waiting for the kernel's next request without going to sleep too soon.
 
-Half of what a request costs is waking up: the server sleeps in epoll, and on a virtual machine waking a
-halted processor takes tens of microseconds. Where one request follows another (a program that walks the
-vault), the next one is there before the server is asleep. So after a request the session's descriptor is
-polled for a few tens of microseconds first.
+Half of what a small request costs is going to sleep and being woken: on a virtual machine, waking a halted
+processor takes many times what the request takes. Where one request follows another (a program that walks
+the vault) the next one comes within microseconds. So after a request the session's descriptor is
 
-- Only while requests come hot: after a wait that was too long to be worth it, the server sleeps at once,
-  until a request follows the one before it quickly again. An idle agent does not poll.
-- Only while there is a processor to spare: if polling is interrupted, somebody else needs it, and for a
-  while the server sleeps at once. It is then woken as soon as a request comes, ahead of who is computing.
-- Each round lets go of the interpreter lock, so that worker threads get on.
-- Then the thread sleeps for the descriptor alone for two milliseconds, unless calls are under way in
-  threads, whose end only the event loop hears of; then in the event loop, for as long as it takes.
-- After at most `_TURN` in one go the event loop's other tasks get their turn.
+1. polled without sleeping, for `_SPIN` at most and only while requests come hot: after a wait that was too
+   long to be worth it that is left out, until a request follows the one before it quickly again;
+2. then slept for alone, for `_NAP` at most, which costs a third of what the event loop does for the same;
+   not while calls are under way in threads, since only the event loop hears of their end;
+3. then left to the event loop. An idle agent is not woken by itself.
+
+Every `_TURN` requests the event loop's other tasks get their turn. Each poll lets go of the interpreter lock.
 
 pyfuse3 takes its event library from its own module attribute `trio`; the stand-in here is put there.
 Its lock also differs from trio's: pyfuse3 keeps several tasks of which one at a time reads requests, and
@@ -28,12 +26,10 @@ from typing import Any
 import pyfuse3
 import trio
 
-_SPIN = 50_000  # ns to poll before going to sleep
-_HOT = 150_000  # ns: a wait shorter than this, waking up included, is worth polling for
-_INTERRUPTED = 20_000  # ns between two rounds of polling: somebody else had the processor
-_PAUSE = 100_000_000  # ns for which there is no polling then
-_NAP = 2  # ms to sleep for the next request alone, which costs a third of what the event loop does
-_TURN = 2_000_000  # ns after which the other tasks of the event loop get their turn
+_SPIN = 50_000  # ns to poll without sleeping
+_HOT = 300_000  # ns: after a wait shorter than this, waking up included, polling is worth it
+_NAP = 2  # ms to sleep for the next request alone: so long other tasks may have to wait
+_TURN = 64  # requests after which the other tasks of the event loop get their turn
 
 
 class Elsewhere:
@@ -58,9 +54,8 @@ class _Lowlevel:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._registered = -1
+        self._requests = 0
         self._hot = False
-        self._turn_ends = 0
-        self._no_polling_until = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -70,25 +65,22 @@ class _Lowlevel:
             self._poll = select.poll()  # what is ready of another one, or closed, must not wake us
             self._poll.register(fd, select.POLLIN)
             self._registered = fd
-        start = now = time.monotonic_ns()
-        if now > self._turn_ends:
+        self._requests += 1
+        if self._requests >= _TURN:
+            self._requests = 0
             await trio.lowlevel.checkpoint()
-            start = now = time.monotonic_ns()
-            self._turn_ends = now + _TURN
-        if self._hot and now > self._no_polling_until:
-            poll = self._poll.poll
-            limit = now + _SPIN
-            while now < limit:
-                if poll(0):
-                    return
-                before, now = now, time.monotonic_ns()
-                if now - before > _INTERRUPTED:
-                    self._no_polling_until = now + _PAUSE
+        poll, clock = self._poll.poll, time.monotonic_ns
+        if self._hot:
+            limit = clock() + _SPIN
+            while not poll(0):
+                if clock() > limit:
                     break
-        if elsewhere.count or not self._poll.poll(_NAP):
+            else:
+                return
+        start = clock()
+        if not poll(0 if elsewhere.count else _NAP):
             await trio.lowlevel.wait_readable(fd)
-        now = time.monotonic_ns()
-        self._hot = now - start < _HOT
+        self._hot = clock() - start < _HOT
 
 
 class _ReadLock:
