@@ -58,34 +58,40 @@ async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNo
     return parent, parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
 
 
+async def _made(
+    vault: Vault,
+    parent_id: int,
+    name: bytes,
+    caller: Caller,
+    maker: Callable[..., os.stat_result],
+    *arguments: object,
+) -> Entry:
+    """The new entry that `maker` makes in the branch."""
+    parent, fd = await _new_name(vault, parent_id, name)
+    branch = parent.branch
+    status = await branch.call(caller, maker, fd, name, *arguments)
+    return _found(vault, parent, branch, name, status)
+
+
 async def make_folder(
     vault: Vault, parent_id: int, name: bytes, mode: int, caller: Caller
 ) -> Entry:
     """mkdir."""
-    parent, fd = await _new_name(vault, parent_id, name)
-    branch = parent.branch
-    status = await branch.call(caller, calls.make_folder, fd, name, mode)
-    return _found(vault, parent, branch, name, status)
+    return await _made(vault, parent_id, name, caller, calls.make_folder, mode)
 
 
 async def make_node(
     vault: Vault, parent_id: int, name: bytes, mode: int, device: int, caller: Caller
 ) -> Entry:
     """mknod."""
-    parent, fd = await _new_name(vault, parent_id, name)
-    branch = parent.branch
-    status = await branch.call(caller, calls.make_node, fd, name, mode, device)
-    return _found(vault, parent, branch, name, status)
+    return await _made(vault, parent_id, name, caller, calls.make_node, mode, device)
 
 
 async def make_symlink(
     vault: Vault, parent_id: int, name: bytes, target: bytes, caller: Caller
 ) -> Entry:
     """symlink."""
-    parent, fd = await _new_name(vault, parent_id, name)
-    branch = parent.branch
-    status = await branch.call(caller, calls.make_symlink, fd, name, target)
-    return _found(vault, parent, branch, name, status)
+    return await _made(vault, parent_id, name, caller, calls.make_symlink, target)
 
 
 async def create(
