@@ -6,20 +6,24 @@ caller's identity and raises OSError with the errno that the program is to see.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
-from errno import EPERM, ESTALE
+from errno import ENOTCONN, EPERM, ESTALE
 from typing import TypeAlias
 
 import trio
 
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, CallerCache
+from session_agent.model import MountState
 from session_agent.moves.copy import RESERVED_PREFIX
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
+
+log = logging.getLogger(__name__)
 
 Entry: TypeAlias = tuple[Node, os.stat_result]
 """What the kernel is told of a node. A plain tuple: one is made for every request."""
@@ -43,26 +47,40 @@ class Vault:
         self.moves: dict[Node, trio.Event] = {}  # what is being moved to another branch
         self.branch_roots: list[FolderNode] = []
         for branch in sorted(branches, key=lambda branch: branch.info.name.count("/")):
-            self._add_branch(branch)
+            *above, last = [os.fsencode(part) for part in branch.info.name.split("/")]
+            try:
+                folder = self._folder(above)
+            except OSError as failure:
+                last = b"-".join((*above, last))
+                folder = self.tree.root
+                log.warning(
+                    "%s is shown as %s: %s", branch.info.name, os.fsdecode(last), failure.strerror
+                )
+            self.branch_roots.append(self.tree.add_branch_root(branch, folder, last))
 
-    def _add_branch(self, branch: OpenBranch) -> None:
-        """Hang the branch into the tree; its parent folders exist by then, or are found by the kernel."""
-        *above, last = [os.fsencode(part) for part in branch.info.name.split("/")]
+    def _folder(self, names: list[bytes]) -> FolderNode:
+        """The folder that a branch hangs in, made if it is not there. It is never forgotten."""
         folder = self.tree.root
-        for name in above:
+        for name in names:
             if folder.mounted is not None and name in folder.mounted:
                 folder = folder.mounted[name]
                 continue
-            found = open_folders(folder.fd, [name])[0]
+            if folder.branch.state is not MountState.ALIVE:
+                raise error(ENOTCONN)
+            try:
+                found = open_folders(folder.fd, [name])[0]
+            except FileNotFoundError:
+                os.mkdir(name, 0o755, dir_fd=folder.fd)
+                found = open_folders(folder.fd, [name])[0]
             node = self.tree.found(folder, name, found.status)
             assert isinstance(node, FolderNode)
-            node.lookups += 1  # never forgotten: a branch hangs on it
+            node.lookups += 1
             if node.fd < 0:
                 node.fd = found.fd
             else:
                 os.close(found.fd)
             folder = node
-        self.branch_roots.append(self.tree.add_branch_root(branch, folder, last))
+        return folder
 
     def branch_below(self, parent: FolderNode, name: bytes) -> bool:
         """Whether a branch hangs somewhere below the entry `name`, which then is no empty folder."""

@@ -296,3 +296,39 @@ def test_folders_one_below_the_other(tmp_path: Path) -> None:
             open_folders(start, names)
     assert os.listdir("/proc/self/fd") == before
     os.close(start)
+
+
+def test_the_folders_above_a_branch_are_made(tmp_path: Path) -> None:
+    for name in ("root", "one"):
+        (tmp_path / name).mkdir()
+    branch = open_branch(1, tmp_path / "one", "projects/alpha/deep")
+    vault = Vault(open_branch(0, tmp_path / "root", ""), [branch], LIMIT)
+    try:
+        assert (tmp_path / "root/projects/alpha").is_dir()
+        above = vault.branch_roots[0].parent
+        assert above is not None
+        assert (above.name, vault.branch_roots[0].name) == (b"alpha", b"deep")
+    finally:
+        vault.close()
+
+
+@pytest.mark.parametrize("obstacle", ["a file in the way", "a dead branch above"])
+def test_a_branch_with_no_place_of_its_own_is_shown_at_the_top(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, obstacle: str
+) -> None:
+    for name in ("root", "one", "two"):
+        (tmp_path / name).mkdir()
+    branches = [open_branch(1, tmp_path / "one", "wiki/one")]
+    if obstacle == "a file in the way":
+        (tmp_path / "root/wiki").write_bytes(b"")
+    else:
+        dead = open_branch(2, tmp_path / "two", "wiki")
+        dead.state = MountState.DEAD
+        branches.append(dead)
+    vault = Vault(open_branch(0, tmp_path / "root", ""), branches, LIMIT)
+    try:
+        assert vault.tree.root.mounted is not None
+        assert b"wiki-one" in vault.tree.root.mounted
+        assert "wiki/one is shown as wiki-one" in caplog.text
+    finally:
+        vault.close()
