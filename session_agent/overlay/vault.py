@@ -64,9 +64,9 @@ class Vault:
         for name in names:
             if folder.mounted is not None and name in folder.mounted:
                 folder = folder.mounted[name]
+                if folder.branch.state is not MountState.ALIVE:
+                    raise error(ENOTCONN)
                 continue
-            if folder.branch.state is not MountState.ALIVE:
-                raise error(ENOTCONN)
             try:
                 found = open_folders(folder.fd, [name])[0]
             except FileNotFoundError:
