@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.support.storage import run
 
 _PATIENCE = 60.0  # seconds for mkfs, mount and umount
 
@@ -100,17 +101,9 @@ def image(path: Path, fstype: str, *, size: str = "64M") -> Iterator[Path]:
     file = path.with_name(f"{path.name}.{fstype}")
     with open(file, "wb"):
         os.truncate(file, int(size.removesuffix("M")) << 20)
-    _run(f"mkfs.{fstype}", "-q", str(file))
-    _run("mount", "-t", fstype, "-o", "loop", str(file), str(path))
+    run(f"mkfs.{fstype}", "-q", str(file), patience=_PATIENCE)
+    run("mount", "-t", fstype, "-o", "loop", str(file), str(path), patience=_PATIENCE)
     try:
         yield path
     finally:
-        _run("umount", "--lazy", str(path))
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(
-        command, check=False, timeout=_PATIENCE, stderr=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+        run("umount", "--lazy", str(path), patience=_PATIENCE)

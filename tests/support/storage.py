@@ -40,7 +40,7 @@ def bind(source: Path, path: Path, *, read_only: bool = False) -> Iterator[Path]
         path.touch()
     with _mounted(path, "--bind", str(source)):
         if read_only:
-            _run("mount", "-o", "remount,bind,ro", str(path))
+            run("mount", "-o", "remount,bind,ro", str(path))
         yield path
 
 
@@ -48,17 +48,16 @@ def bind(source: Path, path: Path, *, read_only: bool = False) -> Iterator[Path]
 def _mounted(path: Path, *arguments: str) -> Iterator[None]:
     if not path.exists():
         path.mkdir(parents=True)
-    _run("mount", *arguments, str(path))
+    run("mount", *arguments, str(path))
     try:
         yield
     finally:
-        _run("umount", "--lazy", str(path))
+        run("umount", "--lazy", str(path))
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(
-        command, check=False, timeout=_PATIENCE, stderr=subprocess.PIPE, text=True
-    )
+def run(*command: str, patience: float = _PATIENCE) -> None:
+    """Run a command; RuntimeError with what it said if it fails. `patience` is in seconds."""
+    done = subprocess.run(command, check=False, timeout=patience, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
 
@@ -123,7 +122,7 @@ def rclone(behind: Path, path: Path, *, remote: str = "cloud") -> Iterator[Rclon
             process.kill()  # a stopped process dies of it too
             process.wait(_PATIENCE)
             with contextlib.suppress(RuntimeError):  # not mounted, if it never came up
-                _run("umount", "--lazy", str(path))
+                run("umount", "--lazy", str(path))
 
 
 @contextlib.contextmanager
