@@ -90,17 +90,25 @@ def test_functions_are_short() -> None:
 
 
 def environment_uses(source: str) -> Iterator[int]:
-    """The lines that read or change the environment."""
+    """The lines that read or change the environment. Another process's is `process.environ()`."""
     names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and node.attr in names:
+    nodes = list(ast.walk(ast.parse(source)))
+    others = [
+        node.func
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "process.environ"
+    ]
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr in names and node not in others:
             yield node.lineno
         if isinstance(node, ast.ImportFrom) and names & {alias.name for alias in node.names}:
             yield node.lineno
 
 
 def test_environment_uses_are_seen() -> None:
-    source = "import os\nos.environ['A']\nfrom os import getenv\nos.environ_of_mine\n"
+    source = (
+        "import os\nos.environ['A']\nfrom os import getenv\nos.environ_of_mine\nprocess.environ()\n"
+    )
     assert list(environment_uses(source)) == [3, 2]
 
 

@@ -1,0 +1,135 @@
+"""A desktop for the tests: a real X server, a real session bus, and what runs on them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_START = 20.0  # seconds
+
+_NOTIFIER = Path(__file__).with_name("notifier.py")
+
+
+def wait_until(condition: Callable[[], object], what: str, *, seconds: float = _START) -> None:
+    """Wait, and say what for if it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def process(
+    command: Sequence[str | Path],
+    *,
+    environment: dict[str, str],
+    uid: int | None = None,
+    pass_fds: Sequence[int] = (),
+    log: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`command`, as the user `uid`, until the block ends. Nothing of it outlives the test run."""
+    words = ["setpriv", "--pdeathsig", "KILL"]
+    if uid is not None:
+        words += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    with contextlib.ExitStack() as stack:
+        output = subprocess.DEVNULL if log is None else stack.enter_context(log.open("ab"))
+        started = subprocess.Popen(
+            [*words, *command],
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+        )
+        try:
+            yield started
+        finally:
+            started.terminate()
+            try:
+                started.wait(5.0)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait(5.0)
+
+
+@dataclass(frozen=True)
+class Bus:
+    """A session bus that belongs to `uid`."""
+
+    address: str
+    uid: int
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    @contextlib.contextmanager
+    def stand_in(self, name: str = "xfce4-session") -> Iterator[subprocess.Popen[bytes]]:
+        """A process of that name with the desktop's environment, as a session manager has it."""
+        command = [_named_sleep(name), "infinity"]
+        with process(command, environment=self.environment, uid=self.uid) as started:
+            comm = Path(f"/proc/{started.pid}/comm")
+            wait_until(lambda: comm.read_text().strip() == name[:15], name)
+            yield started
+
+
+def _named_sleep(name: str) -> str:
+    """A copy of sleep(1) by that name: what the kernel calls a process is its program's file name."""
+    folder = Path(tempfile.gettempdir(), "session-agent-stand-ins")
+    folder.mkdir(mode=0o755, exist_ok=True)
+    program = folder / name
+    if not program.exists():
+        shutil.copy("/usr/bin/sleep", program)
+    return str(program)
+
+
+@contextlib.contextmanager
+def session_bus(home: Path, uid: int, *, display: str = ":1") -> Iterator[Bus]:
+    """A dbus-daemon of the user `uid`, whose home is `home`."""
+    runtime = Path(tempfile.mkdtemp(prefix="session-agent-bus-"))
+    os.chown(runtime, uid, uid)
+    environment = desktop_environment(home, runtime, display)
+    reading, writing = os.pipe()
+    command = ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--print-address={writing}"]
+    try:
+        with process(command, environment=environment, uid=uid, pass_fds=[writing]) as daemon:
+            os.close(writing)
+            ready, _, _ = select.select([reading], [], [], _START)
+            assert ready, "dbus-daemon gave no address"
+            address = os.read(reading, 4096).decode().strip()
+            environment["DBUS_SESSION_BUS_ADDRESS"] = address
+            yield Bus(address, uid, environment, daemon)
+    finally:
+        os.close(reading)
+        shutil.rmtree(runtime)
+
+
+def desktop_environment(home: Path, runtime: Path, display: str) -> dict[str, str]:
+    """What a session's start script would have in its environment, the bus aside."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "DISPLAY": display,
+        "XDG_RUNTIME_DIR": str(runtime),
+        "TMPDIR": str(runtime),
+    }
+
+
+@contextlib.contextmanager
+def notification_service(bus: Bus, log: Path) -> Iterator[Callable[[], list[str]]]:
+    """A notification service that notes what it is told to show: `number replaces summary|body`."""
+    log.touch()
+    os.chown(log, bus.uid, bus.uid)
+    # Its text, not its path: the user may not be able to enter the repository.
+    command = ["/usr/bin/python3", "-c", _NOTIFIER.read_text(encoding="utf-8"), str(log)]
+    with process(command, environment=bus.environment, uid=bus.uid):
+        wait_until(lambda: "ready" in log.read_text(encoding="utf-8"), "notification service")
+        yield lambda: log.read_text(encoding="utf-8").splitlines()[1:]
