@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from session_agent.desktop.dry_run import planned, planned_write
 from session_agent.errors import AgentError
 from session_agent.fsutil import durable
 from session_agent.model import printable
@@ -42,8 +43,17 @@ def attempt(what: str, path: str, step: Callable[[], Change]) -> Change:
 
 def write(path: str, data: bytes) -> None:
     """Replace `path` durably, creating its folder if need be. Raises as `durable.replace` does."""
+    if planned_write(path, data):
+        return
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     durable.replace(path, data)
+
+
+def make_folders(path: str) -> None:
+    """Make the folder `path`, and those above it, where they are not there."""
+    if not os.path.isdir(path) and planned(path, f"new folder {printable(path)}"):
+        return
+    os.makedirs(path, exist_ok=True)
 
 
 def joined(*problems: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from session_agent.desktop.dry_run import is_dry, planned
 from session_agent.desktop.merge import Remembered
 from session_agent.errors import AgentError, TimeLimitError, UserFileError
 from session_agent.fsutil import durable
@@ -99,6 +100,8 @@ class Notes:
     def note(self, path: str, remembered: Remembered) -> None:
         """Remember `remembered` of `path`, durably. A failure is a `problem`, not an error."""
         self._files[path] = remembered
+        if is_dry():
+            return
         data = encode(self._files)
         if data == self._stored or (
             self._stored is None and not any(map(self._known, self._files))
@@ -136,7 +139,8 @@ class Memory:
         notes = Notes(os.path.join(self.state_dir, FILE_NAME))
         fd = None
         try:
-            fd = self._open_lock()
+            # Files are replaced whole, so who only reads needs no lock.
+            fd = None if is_dry() else self._open_lock()
         except OSError as error:
             notes.problem = f"{printable(self.state_dir)}: {error.strerror}."
         try:
@@ -164,6 +168,8 @@ def keep_aside(path: str, data: bytes) -> str:
     leaves the original alone, or replaces it only with what it cannot write either.
     """
     aside = f"{path}.broken-{hashlib.sha256(data).hexdigest()[:8]}"
+    if planned(aside, f"a copy of {printable(path)} as {printable(aside)}"):
+        return aside
     with suppress(OSError, UserFileError):
         if durable.read_regular(aside) != data:
             durable.replace(aside, data, 0o600)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import cast
 
 from session_agent.desktop import jsonfile
-from session_agent.desktop.changes import Change, attempt, write
+from session_agent.desktop.changes import Change, attempt, make_folders, write
 from session_agent.desktop.labels import labels
 from session_agent.desktop.memory import Memory, Notes
 from session_agent.desktop.merge import Json, Remembered, merge, same
@@ -290,7 +290,7 @@ def _is_fresh(app: str, notes: Notes) -> bool:
 def _make_inbox(folder: str) -> Change:
     inbox = os.path.join(folder, INBOX)
     there = os.path.isdir(os.path.join(folder, ATTACHMENTS))
-    os.makedirs(os.path.join(folder, ATTACHMENTS), exist_ok=True)
+    make_folders(os.path.join(folder, ATTACHMENTS))
     return Change("Obsidian inbox", inbox, not there)
 
 

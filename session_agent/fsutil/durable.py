@@ -86,6 +86,11 @@ def replace(path: str, data: bytes, mode: int = 0o644) -> None:
         raise OSError(error.errno, os.strerror(error.errno), path) from error
 
 
+def refuse_irreplaceable(path: str) -> None:
+    """Raise what `replace` would raise for what is at `path` now, and change nothing."""
+    _target(path)
+
+
 def _target(path: str) -> tuple[str, os.stat_result | None]:
     """The file to rename over, and what is there now. Raises UserFileError if it must not be."""
     try:

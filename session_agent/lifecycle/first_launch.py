@@ -20,7 +20,7 @@ from session_agent.model import MountState, Session, printable
 from session_agent.settings import Loaded
 
 TOTAL_SECONDS = 9.0  # of ten: the interpreter's start and end are not counted
-_WRITE_SECONDS = 2.0  # for the files in the home, and again for those in the vault
+WRITE_SECONDS = 2.0  # for the files in the home, and again for those in the vault
 _OTHER_SECONDS = 4.0  # that another first-launch has to get its agent going
 _LAST_SECONDS = 1.0  # for what comes after the agent's start
 
@@ -55,6 +55,16 @@ def first_launch(loaded: Loaded) -> Report:
     return _FirstLaunch(loaded).run()
 
 
+def obstacle(loaded: Loaded) -> MountError | None:
+    """Why no vault can be served here, as far as can be told without trying."""
+    if not loaded.settings.overlay.enabled:
+        return MountError(
+            "overlay.enabled is false: the mounts stay apart, and no rename crosses them.",
+            f"Set it to true; the run config then needs {privileges.RUN_CONFIG}",
+        )
+    return privileges.obstacle()
+
+
 class _FirstLaunch:
     """One run: what is known of the session, and the time that is left."""
 
@@ -77,9 +87,9 @@ class _FirstLaunch:
         if running is None and fault is None:
             fault = self._prepare(session)
         overlay = fault is None or running is not None
-        steps = [_mounts_step(session), *self._write(session, overlay=overlay)]
+        steps = [mounts_step(session), *self._write(session, overlay=overlay)]
         if fault is not None:
-            served = Served(_not_served(fault), running)
+            served = Served(not_served(fault), running)
         elif running is not None and running.document is not None:
             served = Served(_serving(running, running.document, in_use), running)
         else:
@@ -124,14 +134,9 @@ class _FirstLaunch:
 
     def _prepare(self, session: Session) -> AgentError | None:
         """Why no vault can be served, if that can be told beforehand."""
-        if not self._loaded.settings.overlay.enabled:
-            return MountError(
-                "overlay.enabled is false: the mounts stay apart, and no rename crosses them.",
-                f"Set it to true; the run config then needs {privileges.RUN_CONFIG}",
-            )
-        obstacle = privileges.obstacle()
-        if obstacle is not None:
-            return obstacle
+        fault = obstacle(self._loaded)
+        if fault is not None:
+            return fault
         try:
             vault.make_root_branch(session.root_branch, self._place.user)
         except MountError as error:
@@ -160,17 +165,17 @@ class _FirstLaunch:
             if running is None:
                 with suppress(MountError):
                     vault.take_over(place.vault, place.user)
-                return Served(_not_served(error))
+                return Served(not_served(error))
             if running.document is None:
-                return Served(_not_served(error), running)
+                return Served(not_served(error), running)
             return Served(_serving(running, running.document), running)
         running = control.consult(place)
         if running is None or running.document is None:
-            return Served(_not_served(MountError("The agent has ended again, see its log.")))
+            return Served(not_served(MountError("The agent has ended again, see its log.")))
         return Served(_serving(running, running.document, changed=True), running)
 
     def _write(self, session: Session, *, overlay: bool) -> list[StepReport]:
-        limit = self._deadline.remaining(keep=2 * _LAST_SECONDS, at_most=_WRITE_SECONDS)
+        limit = self._deadline.remaining(keep=2 * _LAST_SECONDS, at_most=WRITE_SECONDS)
         home = writers.write_home(
             self._place,
             session,
@@ -183,7 +188,7 @@ class _FirstLaunch:
         return [*home, *self._write_vault(session, folder, overlay=overlay)]
 
     def _write_vault(self, session: Session, folder: str, *, overlay: bool) -> list[StepReport]:
-        limit = self._deadline.remaining(keep=_LAST_SECONDS, at_most=_WRITE_SECONDS)
+        limit = self._deadline.remaining(keep=_LAST_SECONDS, at_most=WRITE_SECONDS)
         return writers.write_vault(self._place, session, folder, overlay=overlay, time_limit=limit)
 
 
@@ -209,7 +214,8 @@ def _warnings(session: Session, running: control.Running | None) -> tuple[str, .
     return tuple(dict.fromkeys([*map(printable, session.warnings), *told]))
 
 
-def _mounts_step(session: Session) -> StepReport:
+def mounts_step(session: Session) -> StepReport:
+    """How many mounts there are, and which do not answer."""
     bad = [
         f"{printable(mount.path)} is {mount.state}"
         for mount in session.mounts
@@ -240,5 +246,6 @@ def _serving(
     return StepReport("vault", state, changed, detail, hint if bad else "", document.vault)
 
 
-def _not_served(error: AgentError) -> StepReport:
+def not_served(error: AgentError) -> StepReport:
+    """The vault's step where there is no vault."""
     return StepReport("vault", StepState.DEGRADED, False, error.message, error.hint)

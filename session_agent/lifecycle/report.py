@@ -24,7 +24,10 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step: what it was about, what became of it, and what to do if it is not ok."""
+    """One step: what it was about, what became of it, and what to do if it is not ok.
+
+    `difference` is what a dry run tells of the files, see desktop/dry_run.py.
+    """
 
     name: str
     state: StepState
@@ -32,16 +35,18 @@ class StepReport:
     detail: str
     hint: str = ""
     path: str = ""
+    difference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything first-launch tells. `seconds` is how long it took."""
+    """Everything first-launch tells. `seconds` is how long it took. `dry`: nothing was done."""
 
     vault: str
     steps: tuple[StepReport, ...]
     warnings: tuple[str, ...]
     seconds: float
+    dry: bool = False
 
     @property
     def state(self) -> StepState:
@@ -55,8 +60,8 @@ class Report:
         return any(step.changed for step in self.steps)
 
     def as_json(self) -> dict[str, Any]:
-        """The shape of `first-launch --json`."""
-        return {
+        """The shape of `first-launch --json`; a dry run's has `dry_run` and differences besides."""
+        document: dict[str, Any] = {
             "state": str(self.state),
             "changed": self.changed,
             "vault": self.vault,
@@ -74,3 +79,8 @@ class Report:
             ],
             "warnings": list(self.warnings),
         }
+        if self.dry:
+            document["dry_run"] = True
+            for shown, step in zip(document["steps"], self.steps, strict=True):
+                shown["difference"] = step.difference
+        return document

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from session_agent.desktop import bookmarks, obsidian, rooms
 from session_agent.desktop.changes import Change
+from session_agent.desktop.dry_run import Difference, dry_run
 from session_agent.desktop.memory import Memory
 from session_agent.errors import AgentError
 from session_agent.fsutil import bounded
@@ -19,10 +21,27 @@ from session_agent.mounts.names import below
 Writer = Callable[[], list[Change]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a writer's process answers."""
+
+    changes: list[Change]
+    differences: list[Difference]
+
+
 def write_home(
-    place: Place, session: Session, cloud_mounts: str, *, overlay: bool, time_limit: float
+    place: Place,
+    session: Session,
+    cloud_mounts: str,
+    *,
+    overlay: bool,
+    time_limit: float,
+    dry: bool = False,
 ) -> list[StepReport]:
-    """Bookmarks, Obsidian's list of vaults, and rooms, all at once. `overlay`: there will be one."""
+    """Bookmarks, Obsidian's list of vaults, and rooms, all at once. `overlay`: there will be one.
+
+    With `dry`, nothing is written, and the reports tell the differences.
+    """
     memory = Memory(place.state_dir)
     branches = _reachable(session, overlay=overlay)
     # Without the overlay a branch is found where it is mounted; an absolute name says that.
@@ -46,17 +65,24 @@ def write_home(
         },
         place,
         time_limit,
+        dry,
     )
 
 
 def write_vault(
-    place: Place, session: Session, folder: str, *, overlay: bool, time_limit: float
+    place: Place,
+    session: Session,
+    folder: str,
+    *,
+    overlay: bool,
+    time_limit: float,
+    dry: bool = False,
 ) -> list[StepReport]:
     """Obsidian's settings in `folder`, which is or becomes the vault's top level."""
     memory = Memory(place.state_dir)
     branches = _reachable(session, overlay=overlay)
     writer = {"Obsidian settings": lambda: obsidian.apply(folder, branches, memory)}
-    return _run(writer, place, time_limit)
+    return _run(writer, place, time_limit, dry)
 
 
 def _reachable(session: Session, *, overlay: bool) -> list[Branch]:
@@ -64,12 +90,15 @@ def _reachable(session: Session, *, overlay: bool) -> list[Branch]:
     return [b for b in session.branches if overlay or below(b.path, session.vault) == b.name]
 
 
-def _run(writers: Mapping[str, Writer], place: Place, time_limit: float) -> list[StepReport]:
+def _run(
+    writers: Mapping[str, Writer], place: Place, time_limit: float, dry: bool = False
+) -> list[StepReport]:
     # A codec is a module that is imported when it is first used, and the session user may not be
     # able to read the interpreter's library.
     codecs.lookup("utf-8-sig")
     steps = {
-        name: bounded.start(writer, list[Change], place.user) for name, writer in writers.items()
+        name: bounded.start(partial(_perform, writer, dry), _Outcome, place.user)
+        for name, writer in writers.items()
     }
     reports = []
     for name, outcome in bounded.collect(steps, time_limit).items():
@@ -78,15 +107,43 @@ def _run(writers: Mapping[str, Writer], place: Place, time_limit: float) -> list
         elif isinstance(outcome, Exception):
             reports.append(_failed(name, str(outcome)))
         else:
-            reports.extend(_written(change) for change in outcome)
+            reports.extend(_reports(outcome))
     return reports
+
+
+def _perform(writer: Writer, dry: bool) -> _Outcome:
+    if not dry:
+        return _Outcome(writer(), [])
+    with dry_run() as differences:
+        return _Outcome(writer(), differences)
+
+
+def _reports(outcome: _Outcome) -> list[StepReport]:
+    """A report for each change; a difference at a path of no change goes with the last."""
+    paths = [change.path for change in outcome.changes]
+    texts: dict[int, list[str]] = {}
+    for difference in outcome.differences:
+        at = [i for i, path in enumerate(paths) if below(difference.path, path) is not None]
+        index = at[0] if at else len(paths) - 1
+        texts.setdefault(index, []).append(difference.text)
+    return [
+        _written(change, "\n".join(texts.get(index, ())))
+        for index, change in enumerate(outcome.changes)
+    ]
 
 
 def _failed(name: str, message: str, hint: str = "") -> StepReport:
     return StepReport(name, StepState.DEGRADED, False, message, hint)
 
 
-def _written(change: Change) -> StepReport:
+def _written(change: Change, difference: str) -> StepReport:
     state = StepState.DEGRADED if change.problem else StepState.OK
     detail = change.problem or change.detail
-    return StepReport(change.what, state, change.changed, detail, path=printable(change.path))
+    return StepReport(
+        change.what,
+        state,
+        change.changed,
+        detail,
+        path=printable(change.path),
+        difference=difference,
+    )
