@@ -127,6 +127,22 @@ def start(
     return Step(pid, read_end, result)
 
 
+def start_for_good(
+    function: Callable[[], object], user: SessionUser, *, keep: Collection[int]
+) -> int:
+    """A child that calls `function` as `user`, without a time limit and without an answer; its pid.
+
+    As with `start`, but what it raises goes to standard error, if that is in `keep`. Whoever calls
+    this looks after the child.
+    """
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = _fork()
+    if pid == 0:
+        _be_a_process(function, user, keep)
+    return pid
+
+
 def collect(steps: Mapping[K, Step[T]], time_limit: float) -> dict[K, T | Exception]:
     """The outcome of every step, all awaited together for `time_limit` seconds at most.
 
@@ -257,6 +273,25 @@ def _be_the_child(
             answer.write(_answer(function, user))
     finally:
         os._exit(0)
+
+
+def _be_a_process(
+    function: Callable[[], object], user: SessionUser, keep: Collection[int]
+) -> NoReturn:
+    status = 1
+    try:
+        gc.freeze()  # the caller's objects are not for the child to finalize
+        _forget_signals()
+        signal.alarm(0)
+        _close_inherited(keep)
+        if os.geteuid() == 0:
+            _become(user)
+        function()
+        status = 0
+    except BaseException:  # noqa: BLE001 - the child must not return into the caller's code
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def _forget_signals() -> None:

@@ -57,9 +57,14 @@ def rehearse(loaded: Loaded) -> Report:
         time_limit=deadline.remaining(at_most=WRITE_SECONDS),
         dry=True,
     )
+    limit = deadline.remaining(at_most=WRITE_SECONDS)
+    icons = writers.write_icons(place, time_limit=limit, dry=True)
+    emblems = writers.write_emblems(
+        place, session, overlay=overlay, time_limit=deadline.remaining(), dry=True
+    )
     return Report(
         vault=printable(place.vault),
-        steps=(mounts_step(session), vault, *home, *inside),
+        steps=(mounts_step(session), vault, *home, *inside, *icons, *emblems),
         warnings=tuple(map(printable, session.warnings)),
         seconds=deadline.passed,
         dry=True,

@@ -97,6 +97,9 @@ class _FirstLaunch:
             if served.running is None:
                 # Without the overlay programs see the vault's own folder.
                 steps += self._write_vault(session, place.vault, overlay=False)
+        if served.running is None:
+            limit = self._deadline.remaining(at_most=WRITE_SECONDS)
+            steps += writers.write_emblems(place, session, overlay=False, time_limit=limit)
         steps.insert(1, served.step)
         return Report(
             vault=printable(place.vault),
@@ -185,7 +188,9 @@ class _FirstLaunch:
         )
         # Where the overlay shows the root branch, or will; the vault's own folder otherwise.
         folder = session.root_branch if overlay else session.vault
-        return [*home, *self._write_vault(session, folder, overlay=overlay)]
+        inside = self._write_vault(session, folder, overlay=overlay)
+        limit = self._deadline.remaining(keep=_LAST_SECONDS, at_most=WRITE_SECONDS)
+        return [*home, *inside, *writers.write_icons(self._place, time_limit=limit)]
 
     def _write_vault(self, session: Session, folder: str, *, overlay: bool) -> list[StepReport]:
         limit = self._deadline.remaining(keep=_LAST_SECONDS, at_most=WRITE_SECONDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from session_agent.desktop import bookmarks, obsidian, rooms
+from session_agent.desktop import bookmarks, emblems, icons, obsidian, rooms
+from session_agent.desktop.bus import find
 from session_agent.desktop.changes import Change
 from session_agent.desktop.dry_run import Difference, dry_run
 from session_agent.desktop.memory import Memory
@@ -15,7 +17,7 @@ from session_agent.errors import AgentError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle.report import StepReport, StepState
 from session_agent.lifecycle.session import Place
-from session_agent.model import Branch, Session, printable
+from session_agent.model import Branch, Session, SessionUser, printable
 from session_agent.mounts.names import below
 
 Writer = Callable[[], list[Change]]
@@ -43,19 +45,13 @@ def write_home(
     With `dry`, nothing is written, and the reports tell the differences.
     """
     memory = Memory(place.state_dir)
-    branches = _reachable(session, overlay=overlay)
-    # Without the overlay a branch is found where it is mounted; an absolute name says that.
-    elsewhere = [replace(b, name=b.path) for b in session.branches if b not in branches]
-    folders = rooms.rooms(place.vault, branches, place.username)
+    shown = _shown(session, overlay=overlay)
+    folders = rooms.rooms(place.vault, _reachable(session, overlay=overlay), place.username)
     return _run(
         {
             "bookmarks": lambda: [
                 bookmarks.apply(
-                    place.config_home,
-                    place.vault,
-                    [*branches, *elsewhere],
-                    memory,
-                    cloud_mounts=cloud_mounts,
+                    place.config_home, place.vault, shown, memory, cloud_mounts=cloud_mounts
                 )
             ],
             "Obsidian vault list": lambda: obsidian.register(
@@ -63,7 +59,7 @@ def write_home(
             ),
             "sync rooms": lambda: [rooms.apply(place.rooms_file, folders, memory)],
         },
-        place,
+        place.user,
         time_limit,
         dry,
     )
@@ -82,7 +78,43 @@ def write_vault(
     memory = Memory(place.state_dir)
     branches = _reachable(session, overlay=overlay)
     writer = {"Obsidian settings": lambda: obsidian.apply(folder, branches, memory)}
-    return _run(writer, place, time_limit, dry)
+    return _run(writer, place.user, time_limit, dry)
+
+
+def write_icons(place: Place, *, time_limit: float, dry: bool = False) -> list[StepReport]:
+    """The emblems' icons: for the whole system where that is possible, else in the user's home."""
+    pictures = icons.images()
+    if os.geteuid() == 0:
+        writer: dict[str, Writer] = {icons.WHAT: lambda: [icons.apply(icons.SYSTEM, pictures)]}
+        reports = _run(writer, None, time_limit, dry)
+        if all(report.state is StepState.OK for report in reports):
+            return reports
+    theme = f"{place.user.home}/.local/share/icons/hicolor"
+    return _run({icons.WHAT: lambda: [icons.apply(theme, pictures)]}, place.user, time_limit, dry)
+
+
+def write_emblems(
+    place: Place, session: Session, *, overlay: bool, time_limit: float, dry: bool = False
+) -> list[StepReport]:
+    """The branches' emblems, if the desktop is up; what no agent does later (see companion)."""
+    branches = _shown(session, overlay=overlay)
+
+    def writer() -> list[Change]:
+        desktop = find(place.user.uid)
+        if desktop is None:
+            return [Change(emblems.WHAT, "", False, "the desktop is not up")]
+        memory = Memory(place.state_dir)
+        limit = time_limit / 3  # one to read, one to set, one to spare
+        return [emblems.apply(desktop, place.vault, branches, memory, time_limit=limit)]
+
+    return _run({emblems.WHAT: writer}, place.user, time_limit, dry)
+
+
+def _shown(session: Session, *, overlay: bool) -> list[Branch]:
+    """All branches; without the overlay one is found where it is mounted: an absolute name says that."""
+    reachable = _reachable(session, overlay=overlay)
+    elsewhere = [replace(b, name=b.path) for b in session.branches if b not in reachable]
+    return [*reachable, *elsewhere]
 
 
 def _reachable(session: Session, *, overlay: bool) -> list[Branch]:
@@ -91,13 +123,13 @@ def _reachable(session: Session, *, overlay: bool) -> list[Branch]:
 
 
 def _run(
-    writers: Mapping[str, Writer], place: Place, time_limit: float, dry: bool = False
+    writers: Mapping[str, Writer], user: SessionUser | None, time_limit: float, dry: bool = False
 ) -> list[StepReport]:
     # A codec is a module that is imported when it is first used, and the session user may not be
     # able to read the interpreter's library.
     codecs.lookup("utf-8-sig")
     steps = {
-        name: bounded.start(partial(_perform, writer, dry), _Outcome, place.user)
+        name: bounded.start(partial(_perform, writer, dry), _Outcome, user)
         for name, writer in writers.items()
     }
     reports = []

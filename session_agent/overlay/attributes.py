@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTSUP, ESTALE
 from typing import TypeAlias, TypeVar
 
 from session_agent.fsutil.at import by_descriptor, stat_at
-from session_agent.fsutil.credentials import AGENT, Caller
+from session_agent.fsutil.credentials import Caller
+from session_agent.model import MountState
 from session_agent.overlay import calls
+from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import Vault, error
 
 T = TypeVar("T")
+
+# A branch that has never answered. Its inode number says that the kernel is not to keep this.
+_UNKNOWN = os.stat_result(
+    (stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0),
+    {
+        **dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), 0),
+        "st_blksize": 4096,
+        "st_blocks": 0,
+        "st_rdev": 0,
+    },
+)
 
 XattrPath: TypeAlias = bytes | str | int
 """By what an xattr call reaches a file: a name in a folder, which must not be followed if it is a symbolic
@@ -26,12 +40,12 @@ async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
     ESTALE if another file has come to its name behind the vault: the kernel then looks the name up anew.
     """
     branch = node.branch
-    if node.fd >= 0:
+    if node.fd >= 0 and node.fd != branch.fd:
         return await branch.call(caller, os.fstat, node.fd)
+    if isinstance(node, FolderNode) and node.is_branch_root:
+        return await _status_of_root(branch, caller)
     if node.handles:
         return await branch.call(caller, os.fstat, node.handles[0].fd)
-    if isinstance(node, FolderNode) and node.is_branch_root:  # it could not be opened
-        return await branch.call(AGENT, os.fstat, branch.fd)
     parent = node.parent
     assert parent is not None
     fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
@@ -40,6 +54,21 @@ async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
     except FileNotFoundError:
         raise error(ESTALE) from None
     vault.check(node, branch, status)
+    return status
+
+
+async def _status_of_root(branch: OpenBranch, caller: Caller) -> os.stat_result:
+    """fstat of the branch's root. It stays a folder while the branch does not answer: what is in it has not
+
+    been deleted, and a file manager can show that something is wrong with it. Using it is an error.
+    """
+    try:
+        status = await branch.call(caller, os.fstat, branch.fd)
+    except OSError:
+        if branch.state is MountState.ALIVE:
+            raise
+        return branch.last_status or _UNKNOWN
+    branch.last_status = status
     return status
 
 

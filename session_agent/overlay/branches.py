@@ -50,6 +50,7 @@ class OpenBranch:
         self.fd = fd
         self.state = branch.state
         self.serials: dict[int, int] = {}
+        self.last_status: os.stat_result | None = None  # of its root, when that was last asked for
 
     async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
         """Call `function` with `caller`'s rights on files. It must touch nothing but its arguments."""
@@ -116,6 +117,7 @@ class RemoteBranch(OpenBranch):
     _THREADS = 16
     _PROBE_SECONDS = 1.0
     _RETRY_SECONDS = 2.0
+    _CALM_SECONDS = 28.0
 
     def __init__(self, index: int, branch: Branch, fd: int, time_limit: float) -> None:
         super().__init__(index, branch, fd)
@@ -206,6 +208,15 @@ class RemoteBranch(OpenBranch):
     async def _revived(self) -> bool:
         """Ask a branch that is not alive once more, but not at every call."""
         return time.monotonic() >= self._next_probe and await self._probe()
+
+    def is_due(self) -> bool:
+        """Whether it has not been looked at for long: half a minute if it answered then, else not at all."""
+        calm = self._CALM_SECONDS if self.state is MountState.ALIVE else 0.0
+        return self.fd >= 0 and time.monotonic() >= self._next_probe + calm
+
+    async def look(self) -> None:
+        """See whether it answers."""
+        await self._probe()
 
     async def _probe(self) -> bool:
         """Whether the root answers now. All that ask meanwhile wait for one answer.

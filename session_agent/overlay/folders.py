@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from errno import EINVAL
 
@@ -89,12 +88,7 @@ async def _reply_virtual(vault: Vault, handle: FolderHandle, position: int, repl
     else:
         assert folder.mounted is not None
         node = folder.mounted[name]
-    try:
-        status = await status_of(vault, node, handle.caller)
-    except OSError:
-        if position < 2 and node.branch.state is MountState.ALIVE:
-            raise
-        status = _no_status()
+    status = await status_of(vault, node, handle.caller)
     if not reply(name, node, status, position + 1):
         return False
     if position >= 2:
@@ -153,13 +147,6 @@ async def _read_more(handle: FolderHandle) -> bool:
         if shown:
             handle.names += shown
             return True
-
-
-def _no_status() -> os.stat_result:
-    """What a folder shows of a branch that does not answer: a folder without any permission."""
-    times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), 0)
-    others = {"st_blksize": 4096, "st_blocks": 0, "st_rdev": 0}
-    return os.stat_result((stat.S_IFDIR, 0, 0, 1, 0, 0, 0, 0, 0, 0), times | others)
 
 
 async def fsync_folder(vault: Vault, handle_id: int) -> None:

@@ -53,9 +53,10 @@ class VaultOperations(pyfuse3.Operations):
     enable_acl = True
     enable_writeback_cache = False  # it would hide other sessions' changes (docs/overlay.md)
 
-    def __init__(self, vault: Vault, cache_seconds: float) -> None:
+    def __init__(self, vault: Vault, cache_seconds: float, announcer: int = 0) -> None:
         super().__init__()
         self._vault = vault
+        self._announcer = announcer  # see OverlayOptions
         self._timeout = cache_seconds
         self._flushes = any(branch.remote for branch in vault.branches)
 
@@ -184,6 +185,10 @@ class VaultOperations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
+        if ctx.pid == self._announcer and self._vault.tree[inode] in self._vault.branch_roots:
+            # The kernel tells whoever watches the folder; that is all that is wanted.
+            status = await attributes.get_status(self._vault, inode, self._caller(ctx))
+            return self._attributes(self._vault.tree[inode], status)
         changes = Changes(
             size=attr.st_size if fields.update_size else None,
             mode=attr.st_mode if fields.update_mode else None,

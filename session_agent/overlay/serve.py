@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyfuse3
@@ -30,6 +31,7 @@ SOURCE = "session-agent"
 
 _READ_AHEAD = "/sys/class/bdi/{}/read_ahead_kb"
 _FUSE_CONF = "/etc/fuse.conf"
+_WATCH_SECONDS = 2.0
 _WORKERS = 32  # requests that may wait for remote branches at the same time
 
 
@@ -39,10 +41,12 @@ class OverlayOptions:
 
     `cache_seconds`: how long the kernel may answer from what it was told (names, attributes).
     `remote_time_limit`: seconds after which a call into a remote branch makes the agent probe it.
+    `announcer`: the process whose touches of a branch tell programs to look at it again, and do no more.
     """
 
     cache_seconds: float = 1.0
     remote_time_limit: float = 5.0
+    announcer: int = 0
 
 
 class Overlay:
@@ -94,7 +98,9 @@ class Overlay:
             options.add("allow_other")
         os.umask(0)  # the kernel has applied the caller's already
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
-        operations = VaultOperations(self._vault, self._options.cache_seconds)
+        operations = VaultOperations(
+            self._vault, self._options.cache_seconds, self._options.announcer
+        )
         polling.install()
         try:
             pyfuse3.init(operations, self._mountpoint, options)
@@ -118,6 +124,24 @@ class Overlay:
         with contextlib.suppress(OSError):
             await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
         _read_further_ahead(self._mountpoint)
+
+    async def watch_branches(self, changed: Callable[[], None]) -> None:
+        """Call `changed` now, and whenever the state of a branch may be another, until cancelled.
+
+        A branch that nobody uses is asked now and then, so that it is not found dead only by who needs it.
+        """
+        assert self._vault is not None
+        while True:
+            before = self.branch_states()
+            changed()
+            while self.branch_states() == before:
+                await trio.sleep(_WATCH_SECONDS)
+                due = [
+                    b for b in self._vault.branches if isinstance(b, RemoteBranch) and b.is_due()
+                ]
+                async with trio.open_nursery() as nursery:
+                    for branch in due:
+                        nursery.start_soon(branch.look)
 
     def stop(self) -> None:
         """Make `run` return. To be called in the trio thread."""

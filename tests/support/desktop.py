@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.run_marker import MARKER
 
 _START = 20.0  # seconds
 
@@ -70,6 +73,26 @@ class Bus:
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
 
+    def run(self, *command: str | Path) -> str:
+        """What `command` prints, run by the user in the desktop's environment; it must succeed."""
+        drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
+        done = subprocess.run(
+            [*drop, *command],
+            env=self.environment,
+            cwd="/",
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_START,
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def emblems(self, path: Path) -> set[str]:
+        """The emblems of `path`."""
+        found = re.search(r"metadata::emblems: \[(.*)\]", self.run("gio", "info", path))
+        return set(found[1].split(", ")) if found else set()
+
     @contextlib.contextmanager
     def stand_in(self, name: str = "xfce4-session") -> Iterator[subprocess.Popen[bytes]]:
         """A process of that name with the desktop's environment, as a session manager has it."""
@@ -120,6 +143,7 @@ def desktop_environment(home: Path, runtime: Path, display: str) -> dict[str, st
         "DISPLAY": display,
         "XDG_RUNTIME_DIR": str(runtime),
         "TMPDIR": str(runtime),
+        MARKER: os.environ[MARKER],
     }
 
 

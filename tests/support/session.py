@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
+from session_agent.desktop import icons
 from session_agent.mounts import mountinfo
 from tests.support import storage
 from tests.support.run_marker import MARKER
@@ -45,6 +46,7 @@ class KasmSession:
         self.vault = base / "vault"
         self.config = base / "config.yaml"
         self.secret = base / "secret"
+        self.icons = base / "icons"
         self.environment: dict[str, str] = {}
         self.settings: dict[str, Any] = {
             "vault": str(self.vault),
@@ -56,8 +58,18 @@ class KasmSession:
         self.vault.mkdir()
         self.secret.mkdir(mode=0o700)
         (self.secret / "shadow").write_text("root's own\n")
+        self._own_icons()
         self.mount("engineering")
         self.mount("wiki", read_only=True)
+
+    def _own_icons(self) -> None:
+        """An icon theme of the session's own, for what is installed in it; none where there is none."""
+        if not os.path.isdir(icons.SYSTEM):
+            return
+        self.icons.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(f"{icons.SYSTEM}/index.theme", self.icons)
+        self._stack.enter_context(storage.bind(self.icons, Path(icons.SYSTEM)))
 
     def mount(self, name: str, *, read_only: bool = False) -> Path:
         """A folder of the session user's, with a note in it, mounted in the vault."""

@@ -14,7 +14,6 @@ from session_agent.lifecycle import status, writers
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.first_launch import Deadline, _differs
 from session_agent.lifecycle.report import Report, StepReport, StepState
-from session_agent.lifecycle.session import Place
 from session_agent.model import Mode, Mount, MountKind, MountState, Session, SessionUser
 
 USER = SessionUser("me", 0, 0, (), "/home/me")
@@ -110,10 +109,8 @@ def test_a_deadline() -> None:
 class TestWriters:
     """Each in a process of its own: what one does is no other's business."""
 
-    PLACE = Place(USER, "/vault", "/state", "", "", "")
-
     def run(self, limit: float = 5.0, **named: Any) -> dict[str, StepReport]:
-        reports = writers._run(named, self.PLACE, limit)
+        reports = writers._run(named, USER, limit)
         return {report.name: report for report in reports}
 
     def test_outcomes(self, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Serving the vault and the control socket in one event loop, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import trio
+
+from session_agent.errors import MountError
+from session_agent.fsutil.credentials import acting_as
+from session_agent.lifecycle import status, vault
+from session_agent.lifecycle.companion import Companion
+from session_agent.lifecycle.control import StatusDocument
+from session_agent.lifecycle.control_server import ControlServer
+from session_agent.lifecycle.privileges import explain
+from session_agent.model import MountState, Session, SessionUser, printable
+from session_agent.overlay.serve import Overlay, OverlayOptions
+from session_agent.settings import OverlaySettings
+
+log = logging.getLogger(__name__)
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_USABLE_SECONDS = 5.0  # from the mount to the first answer of the vault
+
+
+def serve_vault(
+    settings: OverlaySettings,
+    user: SessionUser,
+    session: Session,
+    folder: int,
+    helper: Companion,
+    ready: Callable[[], None],
+) -> None:
+    """Mount the vault and serve it until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
+
+    `folder` is the state directory's descriptor. `ready` is called once the vault answers. Raises
+    MountError where the vault cannot be served.
+    """
+    # From here on a signal must unmount; it waits until the event loop can be told.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    options = OverlayOptions(
+        announcer=helper.pid,
+        cache_seconds=settings.cache_seconds,
+        remote_time_limit=settings.remote_seconds,
+    )
+    overlay = Overlay(session, options)
+    try:
+        # With the user's rights: a branch behind a folder that is closed to them stays closed.
+        with acting_as(user):
+            warnings = (*session.warnings, *overlay.open_branches())
+        for warning in warnings:
+            log.warning("%s", warning)
+        try:
+            overlay.mount()
+        except MountError as error:
+            raise explain(error) from error
+        if not vault.is_mounted(session.vault):
+            raise MountError(
+                f"The vault's path {printable(session.vault)} leads elsewhere since just now.",
+                "Let nobody but root and the session user change the folders above it.",
+            )
+        usable = trio.run(_main, overlay, session, helper, warnings, folder, ready)
+    finally:
+        overlay.close()
+    log.info("the vault %s is unmounted", printable(session.vault))
+    if not usable:
+        raise MountError(f"The vault {printable(session.vault)} was mounted but did not answer.")
+
+
+async def _main(
+    overlay: Overlay,
+    session: Session,
+    helper: Companion,
+    warnings: Sequence[str],
+    folder: int,
+    ready: Callable[[], None],
+) -> bool:
+    """Serve until told to stop. Returns whether the vault was usable at first."""
+    usable = True
+
+    async def announce() -> None:
+        """Asked in a thread, for it is this one that gives the answer."""
+        nonlocal usable
+        with trio.move_on_after(_USABLE_SECONDS) as limit:
+            await trio.to_thread.run_sync(os.stat, session.vault, abandon_on_cancel=True)
+        if limit.cancelled_caught:
+            usable = False
+            overlay.stop()
+            return
+        log.info("the vault %s is ready", printable(session.vault))
+        ready()
+
+    def tell_status() -> StatusDocument:
+        return status.of_running(session, overlay.branch_states(), warnings)
+
+    def stop() -> StatusDocument:
+        log.info("told to stop")
+        overlay.stop()
+        return tell_status()
+
+    def tell_companion() -> None:
+        states = overlay.branch_states()
+        helper.tell(
+            [replace(b, state=states.get(b.name, MountState.DEAD)) for b in session.branches]
+        )
+
+    server = ControlServer(folder, session.user, {"status": tell_status, "stop": stop})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, overlay)
+        nursery.start_soon(server.run)
+        nursery.start_soon(announce)
+        nursery.start_soon(overlay.watch_branches, tell_companion)
+        await overlay.run()
+        nursery.cancel_scope.cancel()
+    return usable
+
+
+async def _stop_on_signal(overlay: Overlay) -> None:
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        async for number in signals:
+            log.info("%s", signal.Signals(number).name)
+            overlay.stop()
