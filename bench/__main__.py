@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import machine, plot, report
+from bench import machine, plot, policy, report
 from bench.contenders import FUSE_CONTENDERS, NATIVE, Contender, Served, contender
 from bench.failure import Failure
 from bench.ground import Ground, Sizes
@@ -23,7 +23,8 @@ from bench.idle import Idle, observe
 from bench.measure import Measurement, Results
 from bench.rows import ROWS, Place
 
-_IDLE = "idle"  # what `--rows` calls the section that is no row
+_IDLE = "idle"  # what `--rows` calls the sections that are no rows
+_POLICY = "policy"
 
 _ON_DISK = "/var/tmp"  # noqa: S108 - /tmp may be a tmpfs; mkdtemp is used below
 
@@ -41,7 +42,7 @@ def say(text: str) -> None:
 def arguments() -> argparse.Namespace:
     """The command line; ends the program if it is wrong."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    row_names = [row.name for row in ROWS] + [_IDLE]
+    row_names = [row.name for row in ROWS] + [_IDLE, _POLICY]
     parser.add_argument("--quick", action="store_true", help="a fifth of the files, 3 rounds")
     parser.add_argument("--rows", type=_names(row_names), default=row_names, metavar="A,B")
     parser.add_argument(
@@ -130,7 +131,7 @@ def measure(options: argparse.Namespace) -> report.Run:
     """The whole run. Whatever happens, nothing stays mounted or running."""
     began = time.monotonic()
     rows = [row for row in ROWS if row.name in options.rows]
-    names = [NATIVE, *options.against]
+    names = [NATIVE, *options.against] if rows or _IDLE in options.rows else []
     results: Results = {}
     idle: dict[str, Idle | Failure] = {}
     rounds = 0
@@ -152,6 +153,7 @@ def measure(options: argparse.Namespace) -> report.Run:
             ground.lay_nodes()
             served = [contender for contender in contenders if isinstance(contender, Served)]
             idle = observe(served, driver, ground.sizes.nodes, options.idle_seconds, say)
+    figures = policy.measure() if _POLICY in options.rows else []
     say(f"bench: {time.monotonic() - began:.0f} s in all")
     return report.Run(
         machine=facts,
@@ -162,6 +164,7 @@ def measure(options: argparse.Namespace) -> report.Run:
         titles={row.name: row.title for row in rows},
         cells=results,
         idle=idle,
+        policy=figures,
     )
 
 

@@ -9,6 +9,7 @@ from bench.contenders import NATIVE, VAULT
 from bench.failure import Failure
 from bench.figures import LARGE_ROWS, Cell, RowFigures, geometric_mean, row_figures
 from bench.idle import Idle
+from bench.policy import PolicyFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Run:
     titles: Mapping[str, str]
     cells: Mapping[str, Mapping[str, Cell]]
     idle: Mapping[str, Idle | Failure]
+    policy: Sequence[PolicyFigures] = ()
 
     @property
     def rows(self) -> list[RowFigures]:
@@ -57,6 +59,8 @@ def as_text(run: Run) -> str:
         if isinstance(vault, Idle) and vault.rest.calls:
             calls = ", ".join(f"{name} {count}" for name, count in vault.rest.calls.items())
             parts.append(f"The vault's calls: {calls}")
+    if run.policy:
+        parts += ["A permission policy, evaluated for one user.", _policy(run.policy)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,6 +92,7 @@ def as_json(run: Run) -> dict[str, object]:
             who: {"failure": str(idle)} if isinstance(idle, Failure) else asdict(idle)
             for who, idle in run.idle.items()
         },
+        "policy": [asdict(figures) for figures in run.policy],
     }
 
 
@@ -152,6 +157,25 @@ def _idle(idle: Mapping[str, Idle | Failure]) -> str:
                 f"{found.rest.seconds:g} s",
             ]
         )
+    return render(table)
+
+
+def _policy(policy: Sequence[PolicyFigures]) -> str:
+    table = [
+        ["folders", "groups", "read, s", "evaluate, ms", "per folder, µs", "peak, MiB", "shown"]
+    ]
+    table += [
+        [
+            str(one.folders),
+            str(one.groups),
+            f"{one.read:.2f}",
+            f"{one.evaluate * 1e3:.1f}",
+            f"{one.evaluate * 1e6 / one.folders:.2f}",
+            f"{one.peak / 1024:.1f}",
+            str(one.shown),
+        ]
+        for one in policy
+    ]
     return render(table)
 
 

@@ -28,6 +28,10 @@ class SettingsError(AgentError):
     """A settings file, or an environment variable, holds something that is not understood."""
 
 
+class PolicyError(AgentError):
+    """A policy file, an identity, or what is asked about them, holds something that is not understood."""
+
+
 class MountError(AgentError):
     """The overlay cannot be mounted, or unmounted."""
 

@@ -18,6 +18,19 @@ class Mode(StrEnum):
     RO = "ro"
 
 
+class Grant(StrEnum):
+    """What the policy gives a user of a folder."""
+
+    HIDDEN = "hidden"
+    RO = "ro"
+    RW = "rw"
+
+    @property
+    def rank(self) -> int:
+        """The more, the higher."""
+        return ("hidden", "ro", "rw").index(self.value)
+
+
 class MountKind(StrEnum):
     """Where the bytes of a mount come from."""
 

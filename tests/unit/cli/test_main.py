@@ -20,7 +20,14 @@ from session_agent.errors import SettingsError
 from session_agent.lifecycle.report import Report, StepReport, StepState
 
 ROOT = Path(__file__).parents[3]
-VERBS = ["first-launch", "mounts", "status", "stop", "serve"]
+VERBS = ["first-launch", "mounts", "status", "stop", "serve", "plan", "policy"]
+GROUPS = {"policy": ["check", "explain", "diff", "test"]}
+# What is typed for each command: a verb, or a verb and what it is a group of.
+COMMANDS = [
+    [verb, *below]
+    for verb in VERBS
+    for below in ([[name] for name in GROUPS.get(verb, [])] or [[]])
+]
 
 
 @pytest.fixture
@@ -41,7 +48,8 @@ def test_every_verb_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) 
     overview = capsys.readouterr().out
     for verb in VERBS:
         assert f"\n  {verb} " in overview
-        assert main([verb, "--help"]) == 0
+    for command in COMMANDS:
+        assert main([*command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "Exit codes:" in text
         for option in ("--config", "--debug", "--json"):
@@ -50,7 +58,7 @@ def test_every_verb_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_help_texts_fit_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], *([verb] for verb in VERBS)):
+    for words in ([], ["policy"], *COMMANDS):
         main([*words, "--help"])
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
 
