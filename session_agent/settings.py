@@ -47,6 +47,19 @@ class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remote_seconds: float = 5.0
 
 
+class MoveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How renames from branch to branch are done.
+
+    What exceeds `inline_bytes` or `inline_files` is moved in the background. `handle_rename`: by file handle
+    where one file system is mounted twice. `grace_seconds`: how long a stop waits for moves under way.
+    """
+
+    inline_bytes: int = 8 << 20
+    inline_files: int = 200
+    handle_rename: bool = True
+    grace_seconds: float = 5.0
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings file, typed. A null path: a default that depends on the session user."""
 
@@ -57,6 +70,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mounts: MountSettings = MountSettings()
     rooms: RoomSettings = RoomSettings()
     overlay: OverlaySettings = OverlaySettings()
+    moves: MoveSettings = MoveSettings()
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -195,7 +209,7 @@ def _parse(data: bytes, path: str) -> Settings:
     if not isinstance(document, dict):
         raise _wrong(path, lines, "", "expected keys with values, such as `vault: /vault`")
     # A section whose every line is commented out is null.
-    sections = {"mounts", "rooms", "overlay"}
+    sections = {"mounts", "rooms", "overlay", "moves"}
     document = {k: v for k, v in document.items() if v is not None or k not in sections}
     try:
         settings = msgspec.convert(document, Settings)
@@ -318,10 +332,14 @@ def _is_duration(low: float, high: float) -> Callable[[Any], bool]:
 _FOLDER = "expected an absolute path below / and without `..`, such as {}"
 
 
+def _is_count(value: Any) -> bool:
+    return 0 <= value < 1 << 60
+
+
 def _checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], str]]:
     """What the types do not say: dotted key, value, whether it fits, what was expected."""
     patterns = "expected a list of absolute paths or patterns of them, such as /mnt/team-*"
-    mounts, overlay = settings.mounts, settings.overlay
+    mounts, overlay, moves = settings.mounts, settings.overlay, settings.moves
     return [
         ("vault", settings.vault, _is_folder, _FOLDER.format("/vault")),
         ("root_branch", settings.root_branch, _is_folder, _FOLDER.format("/srv/notes")),
@@ -347,6 +365,14 @@ def _checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], s
             overlay.remote_seconds,
             _is_duration(0.05, 600),
             "expected seconds, from 0.05 to 600",
+        ),
+        ("moves.inline_bytes", moves.inline_bytes, _is_count, "expected a number of bytes"),
+        ("moves.inline_files", moves.inline_files, _is_count, "expected a number of files"),
+        (
+            "moves.grace_seconds",
+            moves.grace_seconds,
+            _is_duration(0, 600),
+            "expected seconds, from 0 to 600",
         ),
     ]
 

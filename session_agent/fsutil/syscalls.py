@@ -14,7 +14,11 @@ RENAME_EXCHANGE = 2
 
 MNT_DETACH = 2
 
+SYNC_FILE_RANGE_WRITE = 2
+
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
 _SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159}.get(os.uname().machine, -1)
@@ -33,6 +37,18 @@ _renameat2.argtypes = (
 )
 _syncfs = _libc.syncfs
 _syncfs.argtypes = (ctypes.c_int,)
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_name_to_handle_at = _libc.name_to_handle_at
+_name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+)
+_open_by_handle_at = _libc.open_by_handle_at
+_open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _utimensat = _libc_fast.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _umount2 = _libc.umount2
@@ -64,6 +80,36 @@ def syncfs(fd: int) -> None:
     """syncfs(2): write out the whole file system that `fd` lies on. Not to be used on an O_PATH fd."""
     if _syncfs(fd):
         _raise()
+
+
+def start_writing(fd: int, offset: int, count: int) -> None:
+    """sync_file_range(2): let the disk begin with these bytes. A hint: nothing is durable by it."""
+    if _sync_file_range(fd, offset, count, SYNC_FILE_RANGE_WRITE):
+        _raise()
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * _HANDLE_BYTES),
+    )
+
+
+def reopen_on(mount: int, fd: int, flags: int) -> int:
+    """Open what `fd` leads to once more, as a file of the mount that `mount` lies on: open_by_handle_at(2).
+
+    `fd` may be an O_PATH descriptor, `mount` not. EPERM without CAP_DAC_READ_SEARCH; EOPNOTSUPP from file
+    systems without handles; ESTALE where both do not lie on one file system.
+    """
+    handle = _FileHandle(_HANDLE_BYTES)
+    mount_id = ctypes.c_int()
+    if _name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), _AT_EMPTY_PATH):
+        _raise()
+    opened = _open_by_handle_at(mount, ctypes.byref(handle), flags | os.O_CLOEXEC)
+    if opened < 0:
+        _raise()
+    return int(opened)
 
 
 def set_times(path: str, atime_ns: int | None, mtime_ns: int | None, *, now: bool = False) -> None:

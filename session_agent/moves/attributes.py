@@ -13,7 +13,7 @@ from session_agent.fsutil.syscalls import set_times
 _XFS_ACL = "trusted.SGI_ACL_"  # how xfs shows root its own form of an ACL, a second time
 
 
-def copy_attributes(losses: list[str], source: int, copy: int, status: os.stat_result) -> None:
+def copy_attributes(losses: set[str], source: int, copy: int, status: os.stat_result) -> None:
     """Owner, mode, extended attributes with the ACLs, times; in the order in which none undoes another.
 
     Both are descriptors, O_PATH will do; `status` is the source's. What cannot be kept is added to `losses`.
@@ -24,21 +24,21 @@ def copy_attributes(losses: list[str], source: int, copy: int, status: os.stat_r
         with contextlib.suppress(OSError):
             os.chown(path, status.st_uid, status.st_gid)
         if not _same_owner(copy, status):  # rclone says it has done it
-            losses.append("owner")
+            losses.add("owner")
             mode &= ~(stat.S_ISUID | stat.S_ISGID)  # not with another owner's rights
     if not stat.S_ISLNK(status.st_mode):
         _drop_inherited_acls(path)
         try:
             os.chmod(path, mode)
         except OSError:
-            losses.append("mode")
+            losses.add("mode")
     _copy_xattrs(losses, by_descriptor(source), path)
     try:
         set_times(path, status.st_atime_ns, status.st_mtime_ns)
     except OSError:
-        losses.append("times")
+        losses.add("times")
     if not stat.S_ISLNK(status.st_mode) and stat.S_IMODE(os.fstat(copy).st_mode) != mode:
-        losses.append("mode")
+        losses.add("mode")
 
 
 def _same_owner(fd: int, status: os.stat_result) -> bool:
@@ -53,7 +53,7 @@ def _drop_inherited_acls(copy: str) -> None:
             os.removexattr(copy, name)
 
 
-def _copy_xattrs(losses: list[str], source: str, copy: str) -> None:
+def _copy_xattrs(losses: set[str], source: str, copy: str) -> None:
     try:
         names = os.listxattr(source)
     except OSError:
@@ -65,4 +65,4 @@ def _copy_xattrs(losses: list[str], source: str, copy: str) -> None:
             os.setxattr(copy, name, os.getxattr(source, name))
         except OSError as error:
             if error.errno != ENOENT:
-                losses.append(f"attribute {os.fsencode(name).decode('utf-8', 'backslashreplace')}")
+                losses.add(f"attribute {os.fsencode(name).decode('utf-8', 'backslashreplace')}")

@@ -7,18 +7,26 @@ its copy lies durably under the target's name. Before the commit any failure lea
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EXDEV
+from typing import Any
+
+import msgspec
 
 from session_agent.fsutil.at import fsync_folder, rename_at
-from session_agent.fsutil.credentials import AGENT, acting_as, assume
+from session_agent.fsutil.credentials import AGENT, assume
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
-from session_agent.moves import exchange
-from session_agent.moves.copy import Copied
-from session_agent.moves.plan import Place, Request, preflight
+from session_agent.moves import exchange, strategy
+from session_agent.moves.failpoint import reach
+from session_agent.moves.journal import Journal
+from session_agent.moves.names import grave_name, new_id, stage_name
+from session_agent.moves.plan import Plan, Request, check_room, measure, preflight
+from session_agent.moves.progress import Progress
+from session_agent.moves.record import End, Identity, Record, State, boot_id
 from session_agent.moves.retire import rename_new, retire
-from session_agent.moves.staging import Stage, discard, reserved_name, stage_beside
+from session_agent.moves.snapshot import Copied
+from session_agent.moves.staging import Stage
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +36,17 @@ OnCommit = Callable[[tuple[Copied, ...]], None]
 It is given what Outcome.copied will be. If it raises, the old names are kept.
 """
 
+_NOWHERE = End("", "", "")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a move ended.
 
-    `strategy` is "copy", "rename" (one mount after all) or "none" (both ends are one file). `copied` is
-    empty where nothing was copied; after an exchange it is the source's copy, then the target's. `losses`
-    are attributes that the target cannot hold. `kept`: the old name, or a part of what is below it, is
-    still there because it changed meanwhile or could not be removed.
+    `strategy` is one of strategy's, or "none" (both ends are one file). `copied` is empty where nothing was
+    copied; after an exchange it is the source's copy, then the target's. `losses` are attributes that the
+    target cannot hold. `kept`: the old name, or a part of what is below it, is still there because it changed
+    meanwhile or could not be removed.
     """
 
     strategy: str
@@ -45,71 +55,211 @@ class Outcome:
     kept: bool = False
 
 
-def move(request: Request, on_commit: OnCommit) -> Outcome:
-    """Carry out a rename whose ends may lie on different mounts. OSError as rename(2) would give it."""
-    assume(AGENT)
-    plan = preflight(request)
-    if plan.nothing_to_do:
-        return Outcome("none")
-    source, target = request.source, request.target
-    try:
-        with acting_as(request.caller):
-            rename_at(source.folder, source.name, target.folder, target.name, request.flags)
-        return Outcome("rename")
-    except OSError as error:
-        if error.errno != EXDEV:
-            raise
-    if request.flags & RENAME_EXCHANGE:
-        stages, finish = exchange.commit(source, target)
-    else:
-        stages, finish = _commit(source, target, request.flags)
-    copied = tuple(stage.copied for stage in stages)
-    kept = not _finished(request, copied, on_commit, finish)
-    outcome = Outcome(
-        "copy",
-        copied,
-        tuple(loss for stage in stages for loss in stage.losses),
-        kept,
-    )
-    if outcome.losses:
-        log.info("%s: the target does not hold: %s", target.label, ", ".join(outcome.losses))
-    if kept:
-        log.warning("%s: the old version is kept beside the new one", source.label)
-    return outcome
+class Job:
+    """One move, as steps for a worker thread: preflight, rename or else stage, commit, finish; or abandon.
 
+    `ends` name source and target for the journal; without one nothing is recorded. `record` is what is known
+    of the move, and is replaced at each step. A move that goes on after a restart is given its `record`.
+    """
 
-def _commit(
-    source: Place, target: Place, flags: int
-) -> tuple[tuple[Stage, ...], Callable[[], bool]]:
-    """Stage the source and bring the stage to the target's name. Answers how to retire the source."""
-    stage = stage_beside(source, target)
-    try:
-        if flags & RENAME_NOREPLACE:
-            rename_new(target.folder, stage.name, target.name)
+    def __init__(
+        self,
+        request: Request,
+        options: strategy.Options,
+        *,
+        journal: Journal | None = None,
+        ends: tuple[End, End] = (_NOWHERE, _NOWHERE),
+        record: Record | None = None,
+    ) -> None:
+        self.request = request
+        self.progress = Progress()
+        self._options = options
+        self._journal = journal
+        self._ends = ends
+        self.record: Record | None = record
+        self._resumed = record is not None
+        self._id = new_id() if record is None else record.id
+        source, target = request.source, request.target
+        self._stages = [Stage(source, target, stage_name(self._id))]
+        if request.flags & RENAME_EXCHANGE:
+            self._stages.append(Stage(target, source, stage_name(self._id, 1)))
+
+    # The steps, in their order
+
+    def preflight(self) -> Plan:
+        """Check everything that can be checked while nothing is touched; OSError as rename(2) gives it."""
+        assume(AGENT)
+        plan = preflight(self.request)
+        if self.record is None:
+            self.record = Record(
+                id=self._id,
+                created=time.time(),
+                source=self._ends[0],
+                target=self._ends[1],
+                source_was=Identity.of(plan.source),
+                target_was=None if plan.target is None else Identity.of(plan.target),
+                flags=self.request.flags,
+                boot=boot_id(),
+            )
+        return plan
+
+    def rename(self) -> str | None:
+        """Do it in one step, if there is a way; answers which. OSError as rename(2) gives it."""
+        done = strategy.rename(self.request, self._options)
+        if done is not None:
+            self._note(strategy=done)
+        return done
+
+    def accept(self) -> None:
+        """Promise to do it: the move survives a kill from here on. OSError if that cannot be written down."""
+        self._write(state=State.ACCEPTED, background=True)
+        reach("accepted")
+
+    def stage(self) -> None:
+        """Build the copies, durably, and until they are true. CancelledError; OSError as rename(2) gives it."""
+        assume(AGENT)
+        reach("staging")
+        assert self.record is not None
+        trusted = self._resumed and self.record.boot == boot_id() != ""
+        self._write(state=State.STAGING, boot=boot_id())
+        for stage in self._stages:
+            size = measure(stage.source)
+            check_room(stage.target, size.disk_bytes)
+            self._note(
+                total_bytes=self.record.total_bytes + size.bytes,
+                total_files=self.record.total_files + size.files,
+            )
+        for stage in self._stages:
+            stage.catch_up(self.progress, trusted=trusted)
+        cloned = all(stage.cloned for stage in self._stages)
+        self._note(strategy=strategy.CLONE if cloned else strategy.COPY)
+        reach("staged")
+
+    def catch_up(self) -> None:
+        """Copy what has changed in the sources since. OSError: EBUSY if that does not end."""
+        assume(AGENT)
+        for stage in self._stages:
+            stage.catch_up(self.progress)
+
+    def commit(self) -> None:
+        """Bring the copies to their names, durably. OSError with both sides as they were."""
+        assume(AGENT)
+        source, target, flags = self.request.source, self.request.target, self.request.flags
+        self._write(
+            state=State.COMMITTING,
+            stages=tuple(stage.inode for stage in self._stages),
+            losses=tuple(sorted(set().union(*(stage.losses for stage in self._stages)))),
+        )
+        reach("committing")
+        staged = self._stages[0].name
+        if flags & RENAME_EXCHANGE:
+            exchange.change_places(source, target, self._id)
+        elif flags & RENAME_NOREPLACE:
+            rename_new(target.folder, staged, target.name)
         else:
-            rename_at(target.folder, stage.name, target.folder, target.name)
-    except OSError:
-        discard(target, stage.name)
-        raise
+            rename_at(target.folder, staged, target.folder, target.name)
+        reach("committed")
 
-    def finish() -> bool:
-        return retire(source, stage.copied, reserved_name())
+    def finish(self, on_commit: OnCommit) -> Outcome:
+        """Make the commit durable, let handles change over, and remove the old names.
 
-    return (stage,), finish
+        A failure no longer fails the move: the old names are kept then.
+        """
+        kept = True
+        label = self.request.source.label
+        try:
+            for place in (self.request.target, self.request.source):
+                fsync_folder(place.folder)
+            on_commit(self.copied)
+            reach("changed-over")
+            kept = not self._retire()
+        except OSError:
+            log.warning("%s: the old name cannot be removed", label, exc_info=True)
+        assert self.record is not None
+        if self.record.losses:
+            losses = ", ".join(self.record.losses)
+            log.info("%s: the target does not hold: %s", self.request.target.label, losses)
+        if kept:
+            log.warning("%s: the old version is kept beside the new one", label)
+        self.end(State.DONE, kept=kept)
+        reach("done")
+        return Outcome(self.record.strategy, self.copied, self.record.losses, kept)
+
+    def abandon(self, state: State = State.CANCELLED, error: int = 0) -> None:
+        """Remove the stages: both sides are as they were. Not to be called after the commit."""
+        assume(AGENT)
+        for stage in self._stages:
+            stage.discard()
+        self.end(state, error=error)
+
+    def run(self, on_commit: OnCommit) -> Outcome:
+        """All steps at once. OSError as rename(2) gives it, with both sides as they were."""
+        if self.preflight().nothing_to_do:
+            return Outcome("none")
+        done = self.rename()
+        if done is not None:
+            return Outcome(done)
+        self.copy()
+        return self.finish(on_commit)
+
+    def copy(self) -> None:
+        """Stage and commit."""
+        try:
+            self.stage()
+            self.commit()
+        except BaseException as error:
+            self.abandon(error=(isinstance(error, OSError) and error.errno) or 0)
+            raise
+
+    @property
+    def copied(self) -> tuple[Copied, ...]:
+        """What was copied where; after an exchange the source's copy, then the target's."""
+        return tuple(stage.copied_now for stage in self._stages)
+
+    def end(self, state: State, **changes: Any) -> None:
+        """Note how it ended. A record that is lost makes recovery look once more, and find nothing to do."""
+        self._note(state=state, ended=time.time(), **changes)
+        if self._journal is not None and self.record is not None:
+            try:
+                self._journal.write(self.record, durable=state is State.FAILED)
+            except OSError:
+                log.warning("the end of a move cannot be written down", exc_info=True)
+
+    def _retire(self) -> bool:
+        self._write(state=State.RETIRING)
+        reach("retiring")
+        source, target = self.request.source, self.request.target
+        if self.request.flags & RENAME_EXCHANGE:
+            olds = [exchange.beside(place, self._id) for place in (source, target)]
+        else:
+            olds = [source]
+        removed = [
+            retire(
+                old,
+                stage.copied_now,
+                grave_name(self._id, number),
+                renamed=len(olds) > 1,
+            )
+            for number, (old, stage) in enumerate(zip(olds, self._stages, strict=True))
+        ]
+        reach("retired")
+        return all(removed)
+
+    def _note(self, **changes: Any) -> None:
+        if self.record is not None:
+            self.record = msgspec.structs.replace(self.record, **changes)
+
+    def _write(self, **changes: Any) -> None:
+        """Note, and have it on disk when this returns."""
+        self._note(**changes)
+        if self._journal is not None and self.record is not None:
+            self._journal.write(self.record)
 
 
-def _finished(
+def move(
     request: Request,
-    copied: tuple[Copied, ...],
     on_commit: OnCommit,
-    finish: Callable[[], bool],
-) -> bool:
-    """What follows the commit. A failure no longer fails the move: the old name is kept then."""
-    try:
-        for place in (request.target, request.source):
-            fsync_folder(place.folder)
-        on_commit(copied)
-        return finish()
-    except OSError:
-        log.warning("%s: the old name cannot be removed", request.source.label, exc_info=True)
-        return False
+    options: strategy.Options = strategy.Options(),  # noqa: B008 - frozen
+) -> Outcome:
+    """Carry out a rename whose ends may lie on different mounts, unrecorded. OSError as rename(2) gives it."""
+    return Job(request, options).run(on_commit)

@@ -23,7 +23,7 @@ from errno import (
     EROFS,
 )
 
-from session_agent.fsutil.at import by_descriptor, stat_at
+from session_agent.fsutil.at import LISTING, by_descriptor, open_at, stat_at
 from session_agent.fsutil.credentials import Caller, acting_as
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 
@@ -89,8 +89,6 @@ def preflight(request: Request) -> Plan:
         os.fstat(request.target.folder)
     ):
         raise failed(EINVAL, request.target.label)
-    if stat.S_ISREG(source.st_mode):
-        check_room(request.target, source)
     return Plan(source, target, nothing_to_do=False)
 
 
@@ -141,8 +139,53 @@ def _check_replaceable(place: Place, source: os.stat_result, target: os.stat_res
         raise failed(ENOTDIR, place.label)
 
 
-def check_room(place: Place, source: os.stat_result) -> None:
-    """ENOSPC if a copy of the file cannot fit. A file system that reports no size is taken at its word."""
+def check_room(place: Place, disk_bytes: int) -> None:
+    """ENOSPC if so much cannot fit. A file system that reports no size is taken at its word."""
     room = os.fstatvfs(place.folder)
-    if room.f_blocks and source.st_blocks * 512 > room.f_bavail * (room.f_frsize or room.f_bsize):
+    if room.f_blocks and disk_bytes > room.f_bavail * (room.f_frsize or room.f_bsize):
         raise failed(ENOSPC, place.label)
+
+
+@dataclass(slots=True)
+class Size:
+    """How much there is to copy. `disk_bytes` leaves out holes, and counts hard links once."""
+
+    bytes: int = 0
+    disk_bytes: int = 0
+    files: int = 0
+    exceeded: bool = False
+
+
+def measure(place: Place, bytes_limit: int = 1 << 62, files_limit: int = 1 << 62) -> Size:
+    """The size of what `place` names, and all below it; counting stops where a limit is exceeded."""
+    size = Size()
+    links: set[tuple[int, int]] = set()
+
+    def look(folder: int, name: bytes) -> None:
+        try:
+            status = stat_at(folder, name)
+            size.files += 1
+            if stat.S_ISREG(status.st_mode):
+                if status.st_nlink > 1 and identity(status) in links:
+                    return
+                if status.st_nlink > 1:
+                    links.add(identity(status))
+                size.bytes += status.st_size
+                size.disk_bytes += status.st_blocks * 512
+            size.exceeded = size.bytes > bytes_limit or size.files > files_limit
+            if size.exceeded or not stat.S_ISDIR(status.st_mode):
+                return
+            below = open_at(folder, name, LISTING)
+        except FileNotFoundError:
+            return  # it has just gone
+        try:
+            with os.scandir(below) as entries:
+                for entry in entries:
+                    look(below, os.fsencode(entry.name))
+                    if size.exceeded:
+                        return
+        finally:
+            os.close(below)
+
+    look(place.folder, place.name)
+    return size

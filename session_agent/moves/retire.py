@@ -21,8 +21,10 @@ from session_agent.fsutil.at import (
 )
 from session_agent.fsutil.syscalls import RENAME_NOREPLACE
 from session_agent.model import printable
-from session_agent.moves.copy import RESERVED_PREFIX, Copied, SourceChangedError, verify
+from session_agent.moves.data import SourceChangedError
+from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.moves.plan import Place
+from session_agent.moves.snapshot import Copied, verify
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -
         return False
     if copied.source.format == stat.S_IFDIR:
         os.rename(source.name, grave, src_dir_fd=source.folder, dst_dir_fd=source.folder)
-        if not _remove_unchanged(source.folder, grave, copied):
-            _bring_back(source, grave)
+        if not remove_unchanged(source.folder, grave, copied):
+            bring_back(source, grave)
             return False
     else:
         os.unlink(source.name, dir_fd=source.folder)
@@ -50,7 +52,7 @@ def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -
     return True
 
 
-def _remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
+def remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
     """Remove `name` as far as it is what was copied; whether it is gone.
 
     Whatever stands in the way is a reason to keep it, and never to leave it under a reserved name: a file
@@ -86,7 +88,7 @@ def _remove_folder(folder: int, name: bytes, copied: Copied) -> bool:
                 remove_tree(below, entry_name)
                 continue
             entry = copied.entries.get(entry_name)
-            if entry is None or not _remove_unchanged(below, entry_name, entry):
+            if entry is None or not remove_unchanged(below, entry_name, entry):
                 empty = False
         if not empty and mode & 0o700 != 0o700:
             os.fchmod(below, mode)
@@ -97,7 +99,8 @@ def _remove_folder(folder: int, name: bytes, copied: Copied) -> bool:
     return empty
 
 
-def _bring_back(source: Place, grave: bytes) -> None:
+def bring_back(source: Place, grave: bytes) -> None:
+    """Give what is left of a tree its old name again, or one beside it if that is taken by now."""
     for number in range(1000):
         # The name's end gives way where there is no room for more.
         name = source.name[:240] + b" (kept %d)" % number if number else source.name

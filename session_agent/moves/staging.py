@@ -1,51 +1,88 @@
-"""What the strategies share: a stage under a reserved name, and its removal."""
+"""A stage that is true to its source: built, brought up to date while the source changes, or removed."""
 
 from __future__ import annotations
 
 import logging
-import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EBUSY
 
 from session_agent.fsutil.at import remove_tree, stat_at
 from session_agent.moves import copy
-from session_agent.moves.copy import RESERVED_PREFIX, Copied, SourceChangedError
+from session_agent.moves.data import SourceChangedError
 from session_agent.moves.plan import Place, failed
+from session_agent.moves.progress import Progress
+from session_agent.moves.snapshot import Copied, verify
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # at staging a source that changes while it is copied
+_ATTEMPTS = 3  # at catching up with a source that changes while it is copied
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stage:
-    """A durable copy of a source, under the reserved name `name` in the target's folder."""
+    """The copy of `source` under the reserved name `name` beside `target`."""
 
+    source: Place
+    target: Place
     name: bytes
-    copied: Copied
-    losses: tuple[str, ...]
+    copied: Copied | None = None
+    cloned: bool = False
+    losses: set[str] = field(default_factory=set)
 
+    def build(self, progress: Progress, *, trusted: bool = False) -> None:
+        """Copy, durably. What is there is brought up to date if it is `trusted`, or was built by this object.
 
-def reserved_name() -> bytes:
-    """A new reserved name."""
-    return RESERVED_PREFIX + secrets.token_hex(8).encode()
+        SourceChangedError if the source changed meanwhile; CancelledError; OSError.
+        """
+        if self.copied is None and not trusted:
+            discard(self.target, self.name)
+        self.copied, staging = copy.stage(
+            self.source,
+            self.target,
+            self.name,
+            progress,
+            previous=self.copied,
+            trusted=trusted,
+        )
+        self.cloned = self.cloned or staging.cloned
+        self.losses |= staging.losses
 
+    def catch_up(self, progress: Progress, *, trusted: bool = False) -> None:
+        """Build until the source is what was copied. EBUSY if it does not stop changing."""
+        for _ in range(_ATTEMPTS):
+            try:
+                if self.copied is None or not self.is_true():
+                    self.build(progress, trusted=trusted)
+                    verify(self.source.folder, self.source.name, self.copied_now)
+            except SourceChangedError:
+                stat_at(self.source.folder, self.source.name)  # ENOENT if it is not even there any more
+            else:
+                return
+        raise failed(EBUSY, self.source.label)
 
-def stage_beside(source: Place, target: Place) -> Stage:
-    """Stage `source` beside `target`, again if it changes meanwhile. EBUSY if it does not stop changing."""
-    for _ in range(_ATTEMPTS):
-        name = reserved_name()
+    def is_true(self) -> bool:
+        """Whether the source is what was copied last."""
         try:
-            copied, losses = copy.stage(source, target, name)
+            verify(self.source.folder, self.source.name, self.copied_now)
         except SourceChangedError:
-            discard(target, name)
-            stat_at(source.folder, source.name)  # ENOENT if it is not even there any more
-        except BaseException:
-            discard(target, name)
-            raise
-        else:
-            return Stage(name, copied, tuple(losses))
-    raise failed(EBUSY, source.label)
+            return False
+        return True
+
+    @property
+    def copied_now(self) -> Copied:
+        """What was copied; there must be something."""
+        assert self.copied is not None
+        return self.copied
+
+    @property
+    def inode(self) -> int:
+        """The copy's inode number."""
+        return self.copied_now.copy[1]
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.copied = None
+        discard(self.target, self.name)
 
 
 def discard(target: Place, name: bytes) -> None:

@@ -8,7 +8,7 @@ from errno import EINVAL
 
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.model import MountState
-from session_agent.moves.copy import RESERVED_PREFIX
+from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.overlay import calls
 from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch

@@ -20,10 +20,10 @@ import trio
 from session_agent.fsutil.at import Opened, open_at, stat_at
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE
-from session_agent.moves.copy import Copied
 from session_agent.moves.engine import Outcome
 from session_agent.moves.engine import move as run_move
 from session_agent.moves.plan import Place, Request
+from session_agent.moves.snapshot import Copied
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle, Handle
@@ -126,9 +126,9 @@ async def _carry_out(
 
     with elsewhere:
         outcome = await trio.to_thread.run_sync(run_move, request, on_commit)
-    if outcome.strategy == "copy" and not followed:
+    if outcome.copied and not followed:
         follow(outcome.copied)
-    elif outcome.strategy == "rename":
+    elif outcome.strategy != "none" and not outcome.copied:
         await _follow_renamed(vault, ways)
     return outcome
 
@@ -300,7 +300,7 @@ def _rekey_copied(
     vault: Vault, copied: Copied, top: Node, old: OpenBranch, new: OpenBranch
 ) -> None:
     """Give the nodes the identities of the copies."""
-    everything = list(_all_copied(copied))
+    everything = list(copied.everything())
     moved = Counter(one.source.identity for one in everything)
     for one in everything:
         node = vault.tree.find(vault.tree.key(old, *one.source.identity))
@@ -312,14 +312,6 @@ def _rekey_copied(
             pyfuse3.invalidate_inode(pyfuse3.InodeT(node.id), attr_only=True)
         else:
             vault.tree.rekey(node, new, *one.copy)
-
-
-def _all_copied(top: Copied) -> Iterator[Copied]:
-    stack = [top]
-    while stack:
-        one = stack.pop()
-        yield one
-        stack.extend(one.entries.values())
 
 
 async def _follow_renamed(vault: Vault, ways: list[tuple[_End, _End]]) -> None:

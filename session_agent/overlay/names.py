@@ -10,7 +10,7 @@ from errno import EBUSY, EEXIST, EINVAL, ENOENT, ENOTEMPTY, ESTALE, EXDEV
 from session_agent.fsutil.at import stat_at
 from session_agent.fsutil.credentials import Caller
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
-from session_agent.moves.copy import RESERVED_PREFIX
+from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.overlay import calls, moving
 from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch

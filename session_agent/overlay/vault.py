@@ -17,7 +17,7 @@ import trio
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, CallerCache
 from session_agent.model import MountState
-from session_agent.moves.copy import RESERVED_PREFIX
+from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable

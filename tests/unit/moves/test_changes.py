@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE
-from session_agent.moves.copy import RESERVED_PREFIX
+from session_agent.moves.names import RESERVED_PREFIX
 from tests.support.disks import contents, picture
 from tests.support.failpoints import at, steps
 from tests.support.moving import Disks, move
@@ -267,7 +267,7 @@ def test_a_tree_changed_while_it_is_retired(
         (grave,) = (path for path in disks.source.iterdir() if path.name.startswith(PREFIX))
         change(grave)
 
-    with steps(at("scandir", in_grave, 4)):  # three folders were listed to copy them
+    with steps(at("scandir", in_grave, 7)):  # three folders were listed to measure them, and to copy
         outcome = move(disks.source / "here", disks.target / "there")
     assert outcome.kept
     assert contents(disks.target / "there") == TREE
@@ -300,7 +300,7 @@ def test_what_comes_back_finds_its_name_taken(disks: Disks, name: str) -> None:
         _new_file(grave)
         (disks.source / name).write_bytes(b"somebody's")
 
-    with steps(at("scandir", in_grave, 4)):
+    with steps(at("scandir", in_grave, 7)):
         outcome = move(disks.source / name, disks.target / "there")
     assert outcome.kept
     shown = contents(disks.source)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from session_agent.moves import copy
-from session_agent.moves.copy import Snapshot, SourceChangedError, copy_data
+from session_agent.moves.data import WAYS as ALL_WAYS
+from session_agent.moves.data import SourceChangedError, copy_data
+from session_agent.moves.progress import Progress
+from session_agent.moves.snapshot import Snapshot
 from tests.support.disks import image
 from tests.support.moving import Disks, move
 
 MIB = 1 << 20
-WAYS = {way.__name__.strip("_"): way for way in copy._WAYS}
+WAYS = {way.__name__.strip("_"): way for way in ALL_WAYS}
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_one_file_system_of_the_kernels_can_copy_a_range_by_itself(
         data = os.urandom(9 * MIB)
         (disk / "a").write_bytes(data)
         with open(disk / "a", "rb") as source, open(disk / "b", "wb+") as target:
-            copy_data(source.fileno(), target.fileno(), os.stat(disk / "a"))
+            copy_data(source.fileno(), target.fileno(), os.stat(disk / "a"), Progress())
             target.seek(0)
             assert target.read() == data
 
@@ -107,7 +109,7 @@ def test_a_file_that_ends_early_has_changed(pair: tuple[int, int]) -> None:
     status = os.fstat(source)
     os.ftruncate(source, 5000)
     with pytest.raises(SourceChangedError):
-        copy_data(source, target, status)
+        copy_data(source, target, status, Progress())
 
 
 def test_a_file_that_grows_is_copied_as_far_as_it_was(pair: tuple[int, int]) -> None:
@@ -115,14 +117,14 @@ def test_a_file_that_grows_is_copied_as_far_as_it_was(pair: tuple[int, int]) -> 
     os.write(source, b"x" * 10_000)
     status = os.fstat(source)
     os.write(source, b"y" * 10_000)
-    copy_data(source, target, status)
+    copy_data(source, target, status, Progress())
     assert os.pread(target, 30_000, 0) == b"x" * 10_000
 
 
 def test_files_of_the_kernel_are_refused(disks: Disks) -> None:
     """/proc says size 0 and then gives bytes: whatever becomes of it, no error of ours."""
     with open("/proc/version", "rb") as source, open(disks.target / "copy", "wb") as target:
-        copy_data(source.fileno(), target.fileno(), os.fstat(source.fileno()))
+        copy_data(source.fileno(), target.fileno(), os.fstat(source.fileno()), Progress())
     assert (disks.target / "copy").read_bytes() == b""
 
 

@@ -32,14 +32,21 @@ CHANGES = frozenset(
 )
 
 
-def _refused(disks: Disks, errno: int, *, flags: int = 0, caller: Caller = AGENT) -> None:
+def _refused(
+    disks: Disks,
+    errno: int,
+    *,
+    flags: int = 0,
+    caller: Caller = AGENT,
+    changes: frozenset[str] = CHANGES,
+) -> None:
     before = disks.pictures()
     done: list[str] = []
     with steps(done.append), pytest.raises(OSError) as refusal:  # noqa: PT011 - the errno counts
         move(disks.source / "here", disks.target / "there", flags, caller=caller)
     assert refusal.value.errno == errno
     assert disks.pictures() == before
-    assert CHANGES.isdisjoint(done), "it was begun before it was refused"
+    assert changes.isdisjoint(done), "it was begun before it was refused"
 
 
 def _file(path: Path) -> None:
@@ -140,7 +147,7 @@ def test_a_file_to_another_name_of_its_folder_through_another_branch(tmp_path: P
     (tmp_path / "a").mkdir()
     (tmp_path / "a/file").write_bytes(b"x")
     with bind(tmp_path / "a", tmp_path / "b"):
-        assert move(tmp_path / "a/file", tmp_path / "b/new").strategy == "copy"
+        assert move(tmp_path / "a/file", tmp_path / "b/new").strategy == "handle-rename"
         assert os.listdir(tmp_path / "a") == ["new"]
 
 
@@ -195,10 +202,25 @@ def test_a_side_that_is_read_only(tmp_path: Path, side: str) -> None:
 def test_no_room_for_a_file(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "a") as a, tmpfs(tmp_path / "b", size="1m") as b:
         (a / "here").write_bytes(bytes(2 << 20))
-        _refused(Disks(a, b), ENOSPC)
+        # A rename needs no room, so that is tried before.
+        _refused(Disks(a, b), ENOSPC, changes=CHANGES - {"rename"})
         with open(a / "here", "wb") as sparse:
             sparse.truncate(1 << 30)
         assert not move(a / "here", b / "there").kept  # nothing but a hole
+
+
+@pytest.mark.needs_root
+def test_no_room_for_a_tree(tmp_path: Path) -> None:
+    """All that is below it counts, hard links once and holes not at all."""
+    with tmpfs(tmp_path / "a") as a, tmpfs(tmp_path / "b", size="1m") as b:
+        (a / "here/below").mkdir(parents=True)
+        for number in range(5):
+            (a / f"here/below/{number}").write_bytes(bytes(300_000))
+        _refused(Disks(a, b), ENOSPC, changes=CHANGES - {"rename"})
+        for number in range(1, 5):
+            os.unlink(a / f"here/below/{number}")
+            os.link(a / "here/below/0", a / f"here/below/{number}")
+        assert not move(a / "here", b / "there").kept
 
 
 @pytest.mark.needs_root

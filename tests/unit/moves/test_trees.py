@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from session_agent.moves.copy import RESERVED_PREFIX
+from session_agent.moves.names import RESERVED_PREFIX
 from tests.support.disks import image, picture
 from tests.support.moving import Disks, move
 from tests.support.storage import tmpfs

@@ -1,0 +1,31 @@
+"""Reserved names: what bears one is garbage by construction, and any later run may delete it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+RESERVED_PREFIX = b".~session-agent-"
+"""Before its commit a move's source is whole, afterwards its target is: neither has such a name."""
+
+
+def new_id() -> str:
+    """A new move's identifier."""
+    return secrets.token_hex(6)
+
+
+def stage_name(move_id: str, number: int = 0) -> bytes:
+    """Under which the copies of that move are built; an exchange has two of them."""
+    return RESERVED_PREFIX + f"{move_id}-{number}".encode()
+
+
+def grave_name(move_id: str, number: int = 0) -> bytes:
+    """Under which the old tree of that move is removed."""
+    return RESERVED_PREFIX + f"{move_id}-old-{number}".encode()
+
+
+def plain_names(folder: int) -> list[bytes]:
+    """The names in a folder, but for the reserved ones. `folder` must be open for reading."""
+    with os.scandir(folder) as entries:
+        names = [os.fsencode(entry.name) for entry in entries]
+    return [name for name in names if not name.startswith(RESERVED_PREFIX)]
