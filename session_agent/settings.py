@@ -333,7 +333,7 @@ _FOLDER = "expected an absolute path below / and without `..`, such as {}"
 
 
 def _is_count(value: Any) -> bool:
-    return 0 <= value < 1 << 60
+    return isinstance(value, int) and 0 <= value < 1 << 60
 
 
 def _checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], str]]:

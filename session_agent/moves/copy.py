@@ -10,10 +10,11 @@ A stage can be brought up to date: what is as it was copied is kept, the rest is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
-from errno import EBUSY, EINVAL, EIO, ENOSYS, ENOTSUP, EPERM
+from errno import EBUSY, EINVAL, EIO, ELOOP, ENOENT, ENOSYS, ENOTDIR, ENOTSUP, EPERM
 
 from session_agent.fsutil.at import FOLDER, LISTING, open_at, remove_tree, stat_at
 from session_agent.fsutil.syscalls import syncfs
@@ -22,7 +23,11 @@ from session_agent.moves.data import SourceChangedError, clone, copy_data
 from session_agent.moves.names import plain_names
 from session_agent.moves.plan import Place, failed, identity
 from session_agent.moves.progress import Progress
-from session_agent.moves.snapshot import Copied, Snapshot
+from session_agent.moves.snapshot import NEVER, Copied, Snapshot
+
+_CHANGED = frozenset(
+    {ENOENT, ENOTDIR, ELOOP}
+)  # of a file that went, or became another kind of file
 
 
 @dataclass(slots=True)
@@ -59,8 +64,8 @@ def stage(
     """Copy `source` to `stage_name` in the target's folder, and make the copy durable.
 
     `previous` is what this answered for the same stage before: then only what has changed since is copied.
-    SourceChangedError if the source changes meanwhile; CancelledError; OSError. The stage is the caller's to
-    remove.
+    What changes meanwhile may be copied or not: the answer tells, by `verify`. SourceChangedError if that is
+    the source itself; CancelledError; OSError. The stage is the caller's to remove.
     """
     status = stat_at(source.folder, source.name)
     staging = Staging(
@@ -207,7 +212,7 @@ def _copy_folder(
         status = os.fstat(below)
         if identity(status) == staging.forbidden:
             raise failed(EINVAL, staging.target.label)
-        copy_fd = _staged_folder(staging, to_folder, to_name, previous)
+        copy_fd = _staged_folder(staging, to_folder, to_name, previous, status)
         try:
             copied = Copied(Snapshot.of(status), identity(os.fstat(copy_fd)))
             names = plain_names(below)
@@ -216,15 +221,22 @@ def _copy_folder(
                     remove_tree(copy_fd, gone)
             known = {} if previous is None else previous.entries
             for entry_name in names:
-                copied.entries[entry_name] = _copy(
-                    staging,
-                    below,
-                    entry_name,
-                    copy_fd,
-                    entry_name,
-                    (*path, entry_name),
-                    known.get(entry_name),
-                )
+                try:
+                    copied.entries[entry_name] = _copy(
+                        staging,
+                        below,
+                        entry_name,
+                        copy_fd,
+                        entry_name,
+                        (*path, entry_name),
+                        known.get(entry_name),
+                    )
+                except (SourceChangedError, OSError) as error:
+                    if isinstance(error, OSError) and error.errno not in _CHANGED:
+                        raise
+                    # The rest need not be copied again for it: it is what has changed next time.
+                    remove_tree(copy_fd, entry_name)
+                    copied.entries[entry_name] = Copied(NEVER, (0, 0))
             copy_attributes(staging.losses, below, copy_fd, status)
         finally:
             os.close(copy_fd)
@@ -235,7 +247,11 @@ def _copy_folder(
 
 
 def _staged_folder(
-    staging: Staging, to_folder: int, to_name: bytes, previous: Copied | None
+    staging: Staging,
+    to_folder: int,
+    to_name: bytes,
+    previous: Copied | None,
+    status: os.stat_result,
 ) -> int:
     """A descriptor of the staged folder, which is made unless it is there already."""
     if previous is not None or staging.trusted:
@@ -247,7 +263,11 @@ def _staged_folder(
             os.fchmod(copy_fd, 0o700)
             return copy_fd
     os.mkdir(to_name, 0o700, dir_fd=to_folder)
-    return open_at(to_folder, to_name, LISTING)
+    copy_fd = open_at(to_folder, to_name, LISTING)
+    # At once, not with the other attributes: after a kill its owner is who has to be able to remove it.
+    with contextlib.suppress(OSError):
+        os.fchown(copy_fd, status.st_uid, status.st_gid)
+    return copy_fd
 
 
 def _copy_file(

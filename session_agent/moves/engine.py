@@ -7,6 +7,7 @@ its copy lies durably under the target's name. Before the commit any failure lea
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from session_agent.moves.failpoint import reach
 from session_agent.moves.journal import Journal
 from session_agent.moves.names import grave_name, new_id, stage_name
 from session_agent.moves.plan import Plan, Request, check_room, measure, preflight
-from session_agent.moves.progress import Progress
+from session_agent.moves.progress import CancelledError, Progress
 from session_agent.moves.record import End, Identity, Record, State, boot_id
 from session_agent.moves.retire import rename_new, retire
 from session_agent.moves.snapshot import Copied
@@ -78,6 +79,8 @@ class Job:
         self._ends = ends
         self.record: Record | None = record
         self._resumed = record is not None
+        self._lock = threading.Lock()
+        self._ended = False
         self._id = new_id() if record is None else record.id
         source, target = request.source, request.target
         self._stages = [Stage(source, target, stage_name(self._id))]
@@ -116,7 +119,12 @@ class Job:
         reach("accepted")
 
     def stage(self) -> None:
-        """Build the copies, durably, and until they are true. CancelledError; OSError as rename(2) gives it."""
+        """Build the copies, durably, until they are true. CancelledError; OSError as rename(2) gives it."""
+        self.stage_once()
+        self.catch_up()
+
+    def stage_once(self) -> None:
+        """Build the copies, durably; the sources may change meanwhile. CancelledError; OSError."""
         assume(AGENT)
         reach("staging")
         assert self.record is not None
@@ -130,7 +138,7 @@ class Job:
                 total_files=self.record.total_files + size.files,
             )
         for stage in self._stages:
-            stage.catch_up(self.progress, trusted=trusted)
+            stage.refresh(self.progress, trusted=trusted)
         cloned = all(stage.cloned for stage in self._stages)
         self._note(strategy=strategy.CLONE if cloned else strategy.COPY)
         reach("staged")
@@ -140,6 +148,17 @@ class Job:
         assume(AGENT)
         for stage in self._stages:
             stage.catch_up(self.progress)
+
+    def refresh(self) -> None:
+        """Copy once what has changed since; whether the copies are true then is another question."""
+        assume(AGENT)
+        for stage in self._stages:
+            stage.refresh(self.progress)
+
+    def is_true(self) -> bool:
+        """Whether the sources are what was copied last."""
+        assume(AGENT)
+        return all(stage.is_true() for stage in self._stages)
 
     def commit(self) -> None:
         """Bring the copies to their names, durably. OSError with both sides as they were."""
@@ -161,36 +180,60 @@ class Job:
         reach("committed")
 
     def finish(self, on_commit: OnCommit) -> Outcome:
-        """Make the commit durable, let handles change over, and remove the old names.
+        """Change over, and remove the old names."""
+        return self.retire(kept=not self.change_over(on_commit))
 
-        A failure no longer fails the move: the old names are kept then.
+    def change_over(self, on_commit: OnCommit) -> bool:
+        """Make the commit durable, and let handles change over. False if the old names have to be kept.
+
+        A failure no longer fails the move.
         """
-        kept = True
-        label = self.request.source.label
+        assume(AGENT)
         try:
             for place in (self.request.target, self.request.source):
                 fsync_folder(place.folder)
             on_commit(self.copied)
-            reach("changed-over")
-            kept = not self._retire()
         except OSError:
-            log.warning("%s: the old name cannot be removed", label, exc_info=True)
+            self._told_of_old_name()
+            return False
+        reach("changed-over")
+        return True
+
+    def retire(self, *, kept: bool = False) -> Outcome:
+        """Remove the old names durably, unless they are to be `kept`. A failure keeps them, too."""
+        assume(AGENT)
+        try:
+            kept = kept or not self._retire()
+        except OSError:
+            self._told_of_old_name()
+            kept = True
         assert self.record is not None
         if self.record.losses:
             losses = ", ".join(self.record.losses)
             log.info("%s: the target does not hold: %s", self.request.target.label, losses)
         if kept:
-            log.warning("%s: the old version is kept beside the new one", label)
+            log.warning("%s: the old version is kept beside the new one", self.request.source.label)
         self.end(State.DONE, kept=kept)
         reach("done")
         return Outcome(self.record.strategy, self.copied, self.record.losses, kept)
 
+    def _told_of_old_name(self) -> None:
+        log.warning("%s: the old name cannot be removed", self.request.source.label, exc_info=True)
+
     def abandon(self, state: State = State.CANCELLED, error: int = 0) -> None:
         """Remove the stages: both sides are as they were. Not to be called after the commit."""
+        self.discard()
+        self.end(state, error=error)
+
+    def discard(self) -> None:
+        """Remove the stages."""
         assume(AGENT)
         for stage in self._stages:
             stage.discard()
-        self.end(state, error=error)
+
+    def relocate(self, source: End, target: End) -> None:
+        """The ends lie elsewhere by now, because a folder above them was renamed."""
+        self._write(source=source, target=target)
 
     def run(self, on_commit: OnCommit) -> Outcome:
         """All steps at once. OSError as rename(2) gives it, with both sides as they were."""
@@ -217,11 +260,19 @@ class Job:
         return tuple(stage.copied_now for stage in self._stages)
 
     def end(self, state: State, **changes: Any) -> None:
-        """Note how it ended. A record that is lost makes recovery look once more, and find nothing to do."""
-        self._note(state=state, ended=time.time(), **changes)
-        if self._journal is not None and self.record is not None:
+        """Note how it ended; only the first end counts.
+
+        A record that is lost makes recovery look once more, and find nothing to do.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._note(state=state, ended=time.time(), **changes)
+            if self._journal is None or self.record is None:
+                return
             try:
-                self._journal.write(self.record, durable=state is State.FAILED)
+                self._journal.write(self.record, durable=state is not State.DONE)
             except OSError:
                 log.warning("the end of a move cannot be written down", exc_info=True)
 
@@ -250,10 +301,13 @@ class Job:
             self.record = msgspec.structs.replace(self.record, **changes)
 
     def _write(self, **changes: Any) -> None:
-        """Note, and have it on disk when this returns."""
-        self._note(**changes)
-        if self._journal is not None and self.record is not None:
-            self._journal.write(self.record)
+        """Note, and have it on disk when this returns. CancelledError if the move has ended meanwhile."""
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            self._note(**changes)
+            if self._journal is not None and self.record is not None:
+                self._journal.write(self.record)
 
 
 def move(
@@ -261,5 +315,5 @@ def move(
     on_commit: OnCommit,
     options: strategy.Options = strategy.Options(),  # noqa: B008 - frozen
 ) -> Outcome:
-    """Carry out a rename whose ends may lie on different mounts, unrecorded. OSError as rename(2) gives it."""
+    """Carry out a rename between any two mounts, unrecorded. OSError as rename(2) gives it."""
     return Job(request, options).run(on_commit)

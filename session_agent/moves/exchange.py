@@ -32,7 +32,7 @@ def beside(place: Place, move_id: str) -> Place:
 def change_places(source: Place, target: Place, move_id: str) -> None:
     """Bring the stages (0: the source's copy, at the target) to the two names, atomically one by one.
 
-    OSError with both sides as they were and the stages gone; EINVAL from a file system that knows no exchange.
+    OSError with both sides as they were, the stages gone; EINVAL where the file system knows no exchange.
     """
     waiting: list[Place] = []
     try:

@@ -178,9 +178,7 @@ class Journal:
     def _write_anew(self) -> int:
         """Put a journal of the records that count in the place of the present one; its descriptor."""
         new = _NEW + secrets.token_hex(4).encode()
-        fd = open_at(
-            self._folder, new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600
-        )
+        fd = open_at(self._folder, new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
             data = _HEADER + b"%d\n" % VERSION
             data += b"".join(_line(record) for record in self._records.values())

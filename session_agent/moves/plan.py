@@ -161,31 +161,32 @@ def measure(place: Place, bytes_limit: int = 1 << 62, files_limit: int = 1 << 62
     size = Size()
     links: set[tuple[int, int]] = set()
 
-    def look(folder: int, name: bytes) -> None:
+    def look(folder: int, name: bytes) -> bool:
+        """Whether to go on."""
         try:
             status = stat_at(folder, name)
             size.files += 1
             if stat.S_ISREG(status.st_mode):
                 if status.st_nlink > 1 and identity(status) in links:
-                    return
+                    return True
                 if status.st_nlink > 1:
                     links.add(identity(status))
                 size.bytes += status.st_size
                 size.disk_bytes += status.st_blocks * 512
             size.exceeded = size.bytes > bytes_limit or size.files > files_limit
             if size.exceeded or not stat.S_ISDIR(status.st_mode):
-                return
+                return not size.exceeded
             below = open_at(folder, name, LISTING)
         except FileNotFoundError:
-            return  # it has just gone
+            return True  # it has just gone
         try:
             with os.scandir(below) as entries:
                 for entry in entries:
-                    look(below, os.fsencode(entry.name))
-                    if size.exceeded:
-                        return
+                    if not look(below, os.fsencode(entry.name)):
+                        return False
         finally:
             os.close(below)
+        return True
 
     look(place.folder, place.name)
     return size

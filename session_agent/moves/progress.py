@@ -26,7 +26,7 @@ class Progress:
         return not self._going_on.is_set()
 
     def add(self, count: int = 0, files: int = 0) -> None:
-        """So many bytes and files more are staged. CancelledError if the move is to end; waits while paused."""
+        """So many bytes and files more are staged. CancelledError if the move is to end."""
         with self._lock:
             self.bytes += count
             self.files += files

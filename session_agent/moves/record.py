@@ -15,7 +15,9 @@ class State(StrEnum):
 
     ACCEPTED = "accepted"  # to be done in the background; the vault shows the new name already
     STAGING = "staging"  # a copy is being built under a reserved name
-    COMMITTING = "committing"  # the copy is complete and durable; it is about to get the target's name
+    COMMITTING = (
+        "committing"  # the copy is complete and durable; it is about to get the target's name
+    )
     RETIRING = "retiring"  # the target is in place and durable; the source is being removed
     DONE = "done"
     FAILED = "failed"  # both sides are as they were; shown until somebody acknowledges it

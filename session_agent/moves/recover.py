@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 _COMPARE = 1 << 20  # bytes at a time
 
 OpenFolder = Callable[[End], int]
-"""Opens the folder of an end, O_PATH, with no more than the session user's rights. OSError if it cannot be."""
+"""Opens the folder of an end, O_PATH, with no more than the session user's rights. OSError if it cannot."""
 
 
 class Found(StrEnum):
@@ -282,7 +282,9 @@ def _match(
         return None
     copied = Copied(Snapshot.of(old), identity(new))
     if stat.S_ISDIR(old.st_mode):
-        return copied if _match_entries(copied, folder, name, new_folder, new_name, partly) else None
+        return (
+            copied if _match_entries(copied, folder, name, new_folder, new_name, partly) else None
+        )
     if stat.S_ISLNK(old.st_mode):
         same = os.readlink(name, dir_fd=folder) == os.readlink(new_name, dir_fd=new_folder)
     elif stat.S_ISREG(old.st_mode):

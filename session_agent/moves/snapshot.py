@@ -68,6 +68,10 @@ class Snapshot:
         )
 
 
+NEVER = Snapshot((0, 0), 0, (0, 0), -1, -1, -1, 1)
+"""What no file ever is."""
+
+
 @dataclass(slots=True)
 class Copied:
     """A source file as it was copied, where its copy is, and the same of a folder's entries."""

@@ -15,7 +15,7 @@ from session_agent.moves.snapshot import Copied, verify
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # at catching up with a source that changes while it is copied
+_ATTEMPTS = 2  # at catching up with a source that has changed while it was copied
 
 
 @dataclass(slots=True)
@@ -47,23 +47,28 @@ class Stage:
         self.cloned = self.cloned or staging.cloned
         self.losses |= staging.losses
 
-    def catch_up(self, progress: Progress, *, trusted: bool = False) -> None:
-        """Build until the source is what was copied. EBUSY if it does not stop changing."""
+    def refresh(self, progress: Progress, *, trusted: bool = False) -> None:
+        """Copy once what has changed since. The source may change again meanwhile. ENOENT if it is gone."""
+        try:
+            self.build(progress, trusted=trusted)
+        except SourceChangedError:
+            stat_at(self.source.folder, self.source.name)
+
+    def catch_up(self, progress: Progress) -> None:
+        """Copy again while the source is not what was copied. EBUSY if it does not stop changing."""
         for _ in range(_ATTEMPTS):
-            try:
-                if self.copied is None or not self.is_true():
-                    self.build(progress, trusted=trusted)
-                    verify(self.source.folder, self.source.name, self.copied_now)
-            except SourceChangedError:
-                stat_at(self.source.folder, self.source.name)  # ENOENT if it is not even there any more
-            else:
+            if self.is_true():
                 return
-        raise failed(EBUSY, self.source.label)
+            self.refresh(progress)
+        if not self.is_true():
+            raise failed(EBUSY, self.source.label)
 
     def is_true(self) -> bool:
         """Whether the source is what was copied last."""
+        if self.copied is None:
+            return False
         try:
-            verify(self.source.folder, self.source.name, self.copied_now)
+            verify(self.source.folder, self.source.name, self.copied)
         except SourceChangedError:
             return False
         return True

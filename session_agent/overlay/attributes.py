@@ -29,6 +29,9 @@ _UNKNOWN = os.stat_result(
     },
 )
 
+MOVE_XATTR = b"user.session_agent.move"
+"""What a file or folder has while it is moved in the background: JSON that tells how far the move is."""
+
 XattrPath: TypeAlias = bytes | str | int
 """By what an xattr call reaches a file: a name in a folder, which must not be followed if it is a symbolic
 link; procfs's link to an O_PATH descriptor, which must be followed; or a descriptor of an open file."""
@@ -172,6 +175,8 @@ async def _call_xattr(
 
 async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> bytes:
     """getxattr. ENODATA if there is none by that name."""
+    if name == MOVE_XATTR and (moving := vault.background.above(vault.tree[node_id])):
+        return moving.told()
     try:
         return await _call_xattr(vault, node_id, caller, _get, name)
     except OSError as failure:
@@ -189,7 +194,8 @@ async def set_xattr(vault: Vault, node_id: int, name: bytes, value: bytes, calle
 
 async def list_xattr(vault: Vault, node_id: int, caller: Caller) -> list[bytes]:
     """listxattr."""
-    return await _call_xattr(vault, node_id, caller, _list)
+    shown = [MOVE_XATTR] if vault.background.above(vault.tree[node_id]) else []
+    return shown + await _call_xattr(vault, node_id, caller, _list)
 
 
 async def remove_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> None:

@@ -11,19 +11,22 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from errno import ENOENT
+from errno import ENOENT, ENOTEMPTY
 
 from session_agent.fsutil.at import (
     FOLDER,
+    LISTING,
     REFERENCE,
     Opened,
     by_descriptor,
     open_at,
+    remove_tree,
     rename_at,
     stat_at,
 )
 from session_agent.fsutil.credentials import AGENT, acting_as
 from session_agent.fsutil.syscalls import set_times
+from session_agent.moves.names import RESERVED_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,30 @@ def remove(folder: int, name: bytes, remover: Callable[..., None]) -> Opened:
     """Remove `name` with os.unlink or os.rmdir; answers what it was, still reachable by its descriptor."""
     held = reference(folder, name)
     try:
-        remover(name, dir_fd=folder)
+        try:
+            remover(name, dir_fd=folder)
+        except OSError as error:
+            if error.errno != ENOTEMPTY or not _swept(folder, name):
+                raise
+            remover(name, dir_fd=folder)
     except OSError:
         os.close(held.fd)
         raise
     return held
+
+
+def _swept(folder: int, name: bytes) -> bool:
+    """Remove what bears reserved names in a folder that holds nothing else; False if it holds more."""
+    below = open_at(folder, name, LISTING)
+    try:
+        names = [os.fsencode(entry) for entry in os.listdir(below)]
+        if not all(entry.startswith(RESERVED_PREFIX) for entry in names):
+            return False
+        for entry in names:
+            remove_tree(below, entry)
+    finally:
+        os.close(below)
+    return True
 
 
 @dataclass(frozen=True, slots=True)

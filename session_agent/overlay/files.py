@@ -85,8 +85,11 @@ async def flush(vault: Vault, handle_id: int) -> None:
 
 
 async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
-    """fsync, in a thread: it takes as long as the disk does."""
+    """fsync, in a thread: it takes as long as the disk does. What is being moved has to arrive first."""
     handle = vault.handles.file(handle_id)
+    moving = vault.background.above(handle.node)
+    if moving is not None:
+        await vault.background.finished(moving)
     if vault.moves:
         await vault.settled(handle.node)
     function = os.fdatasync if data_only else os.fsync

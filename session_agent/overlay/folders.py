@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from errno import EINVAL
 
+from session_agent.fsutil.at import stat_at
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.model import MountState
 from session_agent.moves.names import RESERVED_PREFIX
@@ -84,15 +85,38 @@ async def _reply_virtual(vault: Vault, handle: FolderHandle, position: int, repl
     if name == b".":
         node = folder
     elif name == b"..":
-        node = folder.parent or folder
-    else:
-        assert folder.mounted is not None
+        node = vault.background.shown_parent(folder)
+    elif folder.mounted is not None and name in folder.mounted:
         node = folder.mounted[name]
+    else:
+        return await _reply_arrival(vault, handle, name, position, reply)
     status = await status_of(vault, node, handle.caller)
     if not reply(name, node, status, position + 1):
         return False
     if position >= 2:
         node.lookups += 1
+    return True
+
+
+async def _reply_arrival(
+    vault: Vault, handle: FolderHandle, name: bytes, position: int, reply: Reply
+) -> bool:
+    """Give what a move under way shows to the kernel; False when it has no room for it."""
+    shifted = handle.node.shifted
+    moving = None if shifted is None else shifted.arrivals.get(name)
+    try:
+        if moving is not None:
+            node, status = await vault.background.entry(moving, handle.caller)
+        else:  # it has arrived
+            branch = handle.node.branch
+            status = await branch.call(handle.caller, stat_at, handle.fd, name)
+            node = vault.tree.found(handle.node, name, status)
+    except OSError:
+        return True  # it has gone
+    if not reply(name, node, status, position + 1):
+        vault.tree.drop_unused(node)
+        return False
+    node.lookups += 1
     return True
 
 
@@ -126,7 +150,9 @@ async def _rewind(handle: FolderHandle) -> None:
     await branch.call(handle.caller, os.lseek, handle.fd, 0, os.SEEK_SET)
     handle.entries = await branch.call(handle.caller, os.scandir, handle.fd)
     handle.restarted = False
-    handle.names = [b".", b"..", *(handle.node.mounted or ())]
+    shifted = handle.node.shifted
+    arrivals = () if shifted is None else tuple(shifted.arrivals)
+    handle.names = [b".", b"..", *(handle.node.mounted or ()), *arrivals]
     handle.virtual = len(handle.names)
 
 
@@ -138,9 +164,14 @@ async def _read_more(handle: FolderHandle) -> bool:
         names = await handle.node.branch.call(handle.caller, calls.take, handle.entries, _BATCH)
         if not names:
             return False
-        mounted = handle.node.mounted or ()
+        virtual = handle.names[: handle.virtual]
+        departures = () if handle.node.shifted is None else handle.node.shifted.departures
         shown = [
-            name for name in names if name not in mounted and not name.startswith(RESERVED_PREFIX)
+            name
+            for name in names
+            if name not in virtual
+            and name not in departures
+            and not name.startswith(RESERVED_PREFIX)
         ]
         if handle.restarted:
             shown = [name for name in shown if name not in handle.names]
@@ -150,8 +181,12 @@ async def _read_more(handle: FolderHandle) -> bool:
 
 
 async def fsync_folder(vault: Vault, handle_id: int) -> None:
-    """fsync of a folder. What the file system cannot do counts as done."""
+    """fsync of a folder, and of what is being moved into it. What a file system cannot do counts as done."""
     handle = vault.handles.folder(handle_id)
+    moving = vault.background.above(handle.node)
+    arriving = () if handle.node.shifted is None else handle.node.shifted.arrivals.values()
+    for one in (*arriving, *(() if moving is None else (moving,))):
+        await vault.background.finished(one)
     try:
         await handle.node.branch.call_slowly(AGENT, os.fsync, handle.fd)
     except OSError as failure:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from errno import EBUSY, EEXIST, EINVAL, ENOENT, ENOTEMPTY, ESTALE, EXDEV
 
-from session_agent.fsutil.at import stat_at
-from session_agent.fsutil.credentials import Caller
+from session_agent.fsutil.at import by_descriptor, stat_at
+from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from session_agent.moves.names import RESERVED_PREFIX
-from session_agent.overlay import calls, moving
+from session_agent.overlay import calls
+from session_agent.overlay import moving as moves
 from session_agent.overlay.attributes import status_of
+from session_agent.overlay.background import Moving
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import Handle
-from session_agent.overlay.tree import FolderNode
+from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import Entry, Vault, error
 
 
@@ -27,9 +30,15 @@ async def lookup(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> E
     if parent.mounted is not None and name in parent.mounted:
         node = parent.mounted[name]
         return node, await status_of(vault, node, caller)
+    if parent.shifted is not None:
+        moving = parent.shifted.arrivals.get(name)
+        if moving is not None:
+            return await vault.background.entry(moving, caller)
+        if name in parent.shifted.departures:
+            raise error(ENOENT)
     if name.startswith(b"."):
         if name in (b".", b".."):
-            folder = parent if name == b"." or parent.parent is None else parent.parent
+            folder = parent if name == b"." else vault.background.shown_parent(parent)
             return folder, await status_of(vault, folder, caller)
         if name.startswith(RESERVED_PREFIX):
             raise error(ENOENT)
@@ -55,6 +64,11 @@ async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNo
     vault.check_name(name)
     if parent.mounted is not None and name in parent.mounted:
         raise error(EEXIST)
+    if parent.shifted is not None:
+        if name in parent.shifted.arrivals:
+            raise error(EEXIST)
+        if name in parent.shifted.departures:
+            raise error(EBUSY)  # what had that name is still there, behind the vault
     return parent, parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
 
 
@@ -124,7 +138,9 @@ async def link(vault: Vault, node_id: int, parent_id: int, name: bytes, caller: 
     branch = parent.branch
     if node.key < 0:
         raise error(ESTALE)
-    if node.branch is not branch:
+    if node.branch is not branch or vault.background.above(node) is not vault.background.above(
+        parent
+    ):
         raise error(EXDEV)
     if node.fd >= 0:
         status = await branch.call(caller, calls.make_link_again, node.fd, fd, name)
@@ -142,11 +158,24 @@ async def unlink(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> N
 
 
 async def rmdir(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> None:
-    """rmdir. EBUSY for the root of a branch."""
+    """rmdir. EBUSY for the root of a branch, and for a folder that something is being moved out of."""
     parent = vault.tree.folder(parent_id)
     if vault.branch_below(parent, name):
         raise error(ENOTEMPTY)
+    moving = vault.background.holds(parent, name)
+    if moving is not None:
+        raise error(ENOTEMPTY if _leads_into(moving.target.folder, parent, name) else EBUSY)
     await _remove(vault, parent, name, os.rmdir, caller)
+
+
+def _leads_into(folder: FolderNode, parent: FolderNode, name: bytes) -> bool:
+    """Whether `folder` is the entry `name` of `parent`, or lies below it."""
+    step: FolderNode | None = folder
+    while step is not None and step.parent is not None:
+        if step.parent is parent and step.name == name:
+            return True
+        step = step.parent
+    return False
 
 
 async def _remove(
@@ -158,10 +187,59 @@ async def _remove(
         raise error(ENOENT)
     if parent.mounted is not None and name in parent.mounted:
         raise error(EBUSY)
+    if parent.shifted is not None:
+        moving = parent.shifted.arrivals.get(name)
+        if moving is not None:
+            await _remove_moving(vault, moving, remover, caller)
+            return
+        if name in parent.shifted.departures:
+            raise error(ENOENT)
     branch = parent.branch
     fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
     held = await branch.call(caller, calls.remove, fd, name, remover)
     vault.hold(held, branch)
+
+
+async def _remove_moving(
+    vault: Vault, moving: Moving, remover: Callable[..., None], caller: Caller
+) -> None:
+    """Remove what a move under way shows: the move is taken back, and the file removed where it lies."""
+    source, target = moving.source, moving.target
+    if remover is os.rmdir and not await _is_empty(vault, source.node):
+        raise error(ENOTEMPTY)
+    if not await vault.background.withdraw(moving):
+        await _remove(vault, target.folder, target.name, remover, caller)
+        return
+    async with _accepted_again_if_it_fails(vault, moving):
+        await _remove(vault, source.folder, source.name, remover, caller)
+    await vault.background.drop_replaced(moving)
+
+
+async def _is_empty(vault: Vault, folder: Node | None) -> bool:
+    if not isinstance(folder, FolderNode):
+        return True
+    fd = await vault.folder_fd(folder)
+    return not await folder.branch.call(AGENT, os.listdir, by_descriptor(fd))
+
+
+@asynccontextmanager
+async def _accepted_again_if_it_fails(vault: Vault, moving: Moving) -> AsyncIterator[None]:
+    """What is done to a move that was taken back; if that fails the move is to go on, being what is shown."""
+    try:
+        yield
+    except OSError:
+        source, target = moving.source, moving.target
+        request = moving.job.request
+        await moves.move(
+            vault,
+            source.folder,
+            source.name,
+            target.folder,
+            target.name,
+            request.flags,
+            request.caller,
+        )
+        raise
 
 
 async def rename(
@@ -187,9 +265,60 @@ async def rename(
     for folder, name in ((source, source_name), (target, target_name)):
         if folder.mounted is not None and name in folder.mounted:
             raise error(EBUSY)
+    if source.shifted is not None or target.shifted is not None:
+        moving = await _shifted_rename(vault, source, source_name, target, target_name, flags)
+        if moving is not None:
+            async with _accepted_again_if_it_fails(vault, moving):
+                here = moving.source
+                await _rename(vault, here.folder, here.name, target, target_name, flags, caller)
+            await vault.background.drop_replaced(moving)
+            return
+    await _rename(vault, source, source_name, target, target_name, flags, caller)
+
+
+async def _shifted_rename(
+    vault: Vault,
+    source: FolderNode,
+    source_name: bytes,
+    target: FolderNode,
+    target_name: bytes,
+    flags: int,
+) -> Moving | None:
+    """Where moves show other names than there are. Answers a move that was taken back for this rename."""
+    while target.shifted is not None and (arrival := target.shifted.arrivals.get(target_name)):
+        if flags & RENAME_NOREPLACE:
+            raise error(EEXIST)
+        await vault.background.over(arrival)
+    shifted = source.shifted
+    moving = None if shifted is None else shifted.arrivals.get(source_name)
+    if shifted is not None and moving is None and source_name in shifted.departures:
+        raise error(ENOENT)
+    occupied = None if target.shifted is None else target.shifted.departures.get(target_name)
+    if occupied is not None and occupied is not moving:
+        raise error(EBUSY)
+    if moving is None:
+        return None
+    if flags & RENAME_EXCHANGE:
+        await vault.background.over(moving)
+        return None
+    return moving if await vault.background.withdraw(moving) else None
+
+
+async def _rename(
+    vault: Vault,
+    source: FolderNode,
+    source_name: bytes,
+    target: FolderNode,
+    target_name: bytes,
+    flags: int,
+    caller: Caller,
+) -> None:
     source_fd = source.fd if source.fd >= 0 else await vault.folder_fd(source)
     target_fd = target.fd if target.fd >= 0 else await vault.folder_fd(target)
     branch = source.branch
+    held = vault.background.holds(target, target_name) if vault.background.live else None
+    if held is not None:
+        raise error(ENOTEMPTY)
     if branch is target.branch:
         try:
             done = await branch.call(
@@ -200,8 +329,10 @@ async def rename(
                 raise
         else:
             _renamed(vault, source, source_name, target, target_name, done)
+            if vault.background.live:
+                await vault.background.relocated()
             return
-    await moving.move(vault, source, source_name, target, target_name, flags, caller)
+    await moves.move(vault, source, source_name, target, target_name, flags, caller)
 
 
 def _renamed(

@@ -8,7 +8,8 @@ import os
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from errno import EAGAIN
 
 import pyfuse3
 import trio
@@ -16,11 +17,18 @@ import trio
 from session_agent.errors import MountError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.fsutil.at import FOLDER
-from session_agent.fsutil.credentials import AGENT, assume
-from session_agent.model import Branch, Mode, MountKind, MountState, Session
+from session_agent.fsutil.credentials import AGENT, Caller, acting_as, assume
+from session_agent.model import Branch, Mode, MountKind, MountState, Session, SessionUser
 from session_agent.mounts import mountinfo
+from session_agent.moves.journal import Journal
+from session_agent.moves.plan import failed
+from session_agent.moves.record import End, Record
+from session_agent.moves.recover import Finding, Found, recover
 from session_agent.overlay import polling
+from session_agent.overlay.background import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
+from session_agent.overlay.ends import branch_of, open_folder
+from session_agent.overlay.moving import resume
 from session_agent.overlay.operations import VaultOperations
 from session_agent.overlay.vault import Vault
 
@@ -47,19 +55,27 @@ class OverlayOptions:
     cache_seconds: float = 1.0
     remote_time_limit: float = 5.0
     announcer: int = 0
+    moves: MoveOptions = field(default_factory=MoveOptions)
 
 
 class Overlay:
     """The overlay of one session. Use: open_branches, mount, run, and close in any case."""
 
     def __init__(
-        self, session: Session, options: OverlayOptions, mountpoint: str | None = None
+        self,
+        session: Session,
+        options: OverlayOptions,
+        mountpoint: str | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._session = session
         self._options = options
         self._mountpoint = mountpoint or session.vault
+        self._journal = journal
         self._vault: Vault | None = None
         self._mounted = False
+        self._unfinished: list[Record] = []  # moves that an earlier agent has accepted
+        self._user = Caller(session.user.uid, session.user.gid, session.user.groups)
 
     def open_branches(self) -> list[str]:
         """Open every branch, before the overlay covers their paths. Answers what could not be opened.
@@ -87,8 +103,33 @@ class Overlay:
                 branches.append(RemoteBranch(index, branch, fd, self._options.remote_time_limit))
             elif fd >= 0:
                 branches.append(OpenBranch(index, branch, fd))
-        self._vault = Vault(OpenBranch(0, root, root_fd), branches, descriptors // 4)
+        self._vault = Vault(
+            OpenBranch(0, root, root_fd),
+            branches,
+            descriptors // 4,
+            move_options=self._options.moves,
+            journal=self._journal,
+        )
         return warnings
+
+    def recover(self, journal: Journal, user: SessionUser) -> list[Finding]:
+        """Before the vault is shown: undo or finish the moves that a kill has cut off.
+
+        Those with an end in a remote branch, which may not answer, stay as they are for now.
+        """
+        assert self._vault is not None
+        vault = self._vault
+        caller = Caller(user.uid, user.gid, user.groups)
+
+        def open_local(end: End) -> int:
+            if branch_of(vault, end).remote:
+                raise failed(EAGAIN, end.shown)
+            with acting_as(caller):
+                return open_folder(vault, end)
+
+        findings = recover(journal, open_local, caller)
+        self._unfinished = [one.record for one in findings if one.found is Found.AGAIN]
+        return findings
 
     def mount(self) -> None:
         """Mount at the vault's path. MountError if the system refuses."""
@@ -115,7 +156,11 @@ class Overlay:
     async def run(self) -> None:
         """Serve until unmounted or stopped."""
         async with trio.open_nursery() as nursery:
+            assert self._vault is not None
             nursery.start_soon(self._tune)
+            nursery.start_soon(self._vault.background.run)
+            for record in self._unfinished:
+                await resume(self._vault, record, self._user)
             await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
             nursery.cancel_scope.cancel()
 
@@ -142,6 +187,24 @@ class Overlay:
                 async with trio.open_nursery() as nursery:
                     for branch in due:
                         nursery.start_soon(branch.look)
+
+    async def stop_moves(self) -> None:
+        """Before `stop`: what is moved in the background may end, within the grace period."""
+        assert self._vault is not None
+        await self._vault.background.stop(self._options.moves.grace_seconds)
+
+    def moves(self) -> list[MoveView]:
+        """The moves in the background."""
+        return [] if self._vault is None else self._vault.background.views()
+
+    def cancel_move(self, move_id: str) -> bool:
+        """Take a move in the background back; False if there is none of that id, or it is too late."""
+        return self._vault is not None and self._vault.background.cancel(move_id)
+
+    def on_move_end(self, tell: Callable[[Record], None]) -> None:
+        """Call `tell`, in the trio thread, with the record of each background move that has ended."""
+        assert self._vault is not None
+        self._vault.background.on_end = tell
 
     def stop(self) -> None:
         """Make `run` return. To be called in the trio thread."""

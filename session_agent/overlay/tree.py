@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from session_agent.fsutil.at import FOLDER, Opened, open_at
 
 if TYPE_CHECKING:
+    from session_agent.overlay.background import Moving
     from session_agent.overlay.branches import OpenBranch
     from session_agent.overlay.handles import Handle
 
@@ -75,10 +76,24 @@ class Node:
         return self.parent.branch
 
 
-class FolderNode(Node):
-    """A folder. `mounted` are the branches that are shown as entries of it."""
+class Shifted:
+    """A folder's names that background moves show (`arrivals`) or hide (`departures`)."""
 
-    __slots__ = ("_branch", "mounted")
+    __slots__ = ("arrivals", "departures")
+
+    def __init__(self) -> None:
+        self.arrivals: dict[bytes, Moving] = {}
+        self.departures: dict[bytes, Moving] = {}
+
+
+class FolderNode(Node):
+    """A folder. `mounted` are the branches that are shown as entries of it.
+
+    `shifted`: what is shown in it otherwise than it lies, while it is moved in the background; None for
+    nothing.
+    """
+
+    __slots__ = ("_branch", "mounted", "shifted")
 
     def __init__(
         self,
@@ -92,6 +107,7 @@ class FolderNode(Node):
         self.format = stat.S_IFDIR
         self._branch = branch
         self.mounted: dict[bytes, FolderNode] | None = None
+        self.shifted: Shifted | None = None
 
     @property
     def branch(self) -> OpenBranch:

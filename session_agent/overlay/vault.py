@@ -17,8 +17,10 @@ import trio
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller, CallerCache
 from session_agent.model import MountState
+from session_agent.moves.journal import Journal
 from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.overlay import calls
+from session_agent.overlay.background import Background, MoveOptions
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
@@ -38,13 +40,23 @@ class Vault:
     """All that the operations share."""
 
     def __init__(
-        self, root_branch: OpenBranch, branches: Sequence[OpenBranch], folder_limit: int
+        self,
+        root_branch: OpenBranch,
+        branches: Sequence[OpenBranch],
+        folder_limit: int,
+        *,
+        move_options: MoveOptions | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        """Without a `journal`, every move is carried out while its caller waits."""
         self.branches = (root_branch, *branches)
         self.tree = Tree(root_branch, folder_limit)
         self.handles = HandleTable()
         self.callers = CallerCache()
-        self.moves: dict[Node, trio.Event] = {}  # what is being moved to another branch
+        self.moves: dict[Node, trio.Event] = {}  # what is being moved to another branch just now
+        self.move_options = move_options or MoveOptions()
+        self.journal = journal
+        self.background = Background(self)
         self.branch_roots: list[FolderNode] = []
         for branch in sorted(branches, key=lambda branch: branch.info.name.count("/")):
             *above, last = [os.fsencode(part) for part in branch.info.name.split("/")]

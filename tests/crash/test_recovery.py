@@ -1,4 +1,4 @@
-"""Killed at every single system call of a move, then recovered: everything is there exactly once, and no more."""
+"""Killed at every single system call of a move, then recovered: everything is there exactly once."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pickle
 import re
@@ -16,8 +17,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,12 +129,23 @@ class Vault:
     branches: dict[str, Path]
     pid: int
     log: Path
+    state: Path = Path()
     _read: int = 0
     _expected: list[str] = field(default_factory=list)
 
     def backing(self, name: str) -> Path:
         """The folder behind the branch `name`, "" for the root branch."""
         return self.branches[name] if name else self.root
+
+    @contextlib.contextmanager
+    def held_at(self, point: str) -> Iterator[None]:
+        """Moves wait at this failpoint until the block ends."""
+        hold = self.state / f"hold-{point}"
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
 
     def expect(self, pattern: str) -> None:
         """The running test makes the overlay warn of this, at least once."""
@@ -172,15 +186,30 @@ def serve(
     *,
     cache_seconds: float = 1.0,
     folder_limit: int = 4096,
+    inline_bytes: int | None = None,
+    in_one_step: bool = False,
+    state: Path | None = None,
 ) -> Iterator[Vault]:
-    """The overlay over the storage's branches, or over `branches`: name in the vault -> folder."""
+    """The overlay over the storage's branches, or over `branches`: name in the vault -> folder.
+
+    With `inline_bytes` it keeps a journal in `state`, or beside the vault, and moves what is larger in the
+    background. `in_one_step`: it may move by file handle.
+    """
     if branches is None:
         branches = {name: place.branch(name) for name in BRANCHES}
     with tempfile.TemporaryDirectory(prefix="vault-", dir=place.base) as scratch:
         os.chmod(scratch, 0o755)
         path, log = Path(scratch, "vault"), Path(scratch, "log")
         path.mkdir()
-        arguments = [str(path), str(place.root), str(cache_seconds), str(folder_limit)]
+        state = state or Path(scratch, "state")
+        state.mkdir(exist_ok=True)
+        options = {
+            "cache_seconds": cache_seconds,
+            "folder_limit": folder_limit,
+            "inline_bytes": inline_bytes,
+            "in_one_step": in_one_step,
+        }
+        arguments = [str(path), str(place.root), str(state), json.dumps(options)]
         arguments += [f"{name}={folder}" for name, folder in branches.items()]
         with open(log, "wb") as log_file:
             process = subprocess.Popen(
@@ -191,7 +220,7 @@ def serve(
                 cwd=Path(__file__).parents[2],
             )
         assert process.stdout is not None
-        vault = Vault(path, place.root, dict(branches), process.pid, log)
+        vault = Vault(path, place.root, dict(branches), process.pid, log, state)
         try:
             assert process.stdout.readline() == b"mounted\n", log.read_text()
             yield vault
@@ -277,9 +306,13 @@ def _serve_here(arguments: list[str]) -> None:
     import trio  # noqa: PLC0415
 
     from session_agent import model  # noqa: PLC0415
+    from session_agent.moves import failpoint, strategy  # noqa: PLC0415
+    from session_agent.moves.journal import Journal  # noqa: PLC0415
+    from session_agent.overlay.background import MoveOptions  # noqa: PLC0415
     from session_agent.overlay.serve import Overlay, OverlayOptions  # noqa: PLC0415
 
-    path, root, cache_seconds, folder_limit, *branches = arguments
+    path, root, state, text, *branches = arguments
+    options = json.loads(text)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     mounts = tuple(
         model.Mount(
@@ -294,8 +327,18 @@ def _serve_here(arguments: list[str]) -> None:
         for name, _, folder in (branch.partition("=") for branch in branches)
     )
     user = model.SessionUser("root", 0, 0, (), "/root")
-    session = model.Session(user, path, root, path + "-state", mounts)
-    overlay = Overlay(session, OverlayOptions(cache_seconds=float(cache_seconds)))
+    session = model.Session(user, path, root, state, mounts)
+    ways = strategy.Options(handle_rename=options["in_one_step"])
+    moves = MoveOptions(ways=ways, grace_seconds=1.0)
+    journal = None
+    if options["inline_bytes"] is not None:
+        moves = replace(moves, inline_bytes=options["inline_bytes"])
+        folder = os.open(state, os.O_PATH | os.O_DIRECTORY)
+        journal = Journal(folder, user)
+        os.close(folder)
+        failpoint.hook = partial(_hold, state)
+    served = OverlayOptions(cache_seconds=options["cache_seconds"], moves=moves)
+    overlay = Overlay(session, served, journal=journal)
 
     async def until_told() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -303,6 +346,7 @@ def _serve_here(arguments: list[str]) -> None:
                 nursery.start_soon(overlay.run)
                 os.write(1, b"mounted\n")
                 async for _ in signals:
+                    await overlay.stop_moves()
                     overlay.stop()
                     break
 
@@ -310,11 +354,20 @@ def _serve_here(arguments: list[str]) -> None:
         problems = overlay.open_branches()
         assert not problems, problems
         assert overlay._vault is not None  # a limit that real sessions never reach, to be tested
-        overlay._vault.tree._folder_limit = int(folder_limit)
+        overlay._vault.tree._folder_limit = options["folder_limit"]
+        if journal is not None:
+            overlay.recover(journal, user)
         overlay.mount()
         trio.run(until_told)
     finally:
         overlay.close()
+        if journal is not None:
+            journal.close()
+
+
+def _hold(state: str, point: str) -> None:
+    while os.path.exists(f"{state}/hold-{point}"):
+        time.sleep(0.005)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,9 @@ def test_a_tree_changed_while_it_is_retired(
         (grave,) = (path for path in disks.source.iterdir() if path.name.startswith(PREFIX))
         change(grave)
 
-    with steps(at("scandir", in_grave, 7)):  # three folders were listed to measure them, and to copy
+    with steps(
+        at("scandir", in_grave, 7)
+    ):  # three folders were listed to measure them, and to copy
         outcome = move(disks.source / "here", disks.target / "there")
     assert outcome.kept
     assert contents(disks.target / "there") == TREE

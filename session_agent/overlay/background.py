@@ -1,0 +1,394 @@
+"""Moves that are carried out after their rename has returned.
+
+From the moment a move is accepted the vault shows the new name and hides the old one, while the file lies
+where it lay: the source's node keeps its place in the tree, so whatever is done with the file or below the
+folder goes to the source, at no cost. Only names are answered differently (`Shifted`, asked by names and
+folders). A thread stages; then the node alone is frozen for as long as late writes are taken over and the
+names and handles change over; then it lies where it was shown all the time, and the source is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from errno import EBUSY, EIO
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from session_agent.fsutil.at import remove_tree, stat_at
+from session_agent.fsutil.credentials import AGENT, Caller, assume
+from session_agent.moves import strategy
+from session_agent.moves.engine import Job
+from session_agent.moves.plan import failed
+from session_agent.moves.progress import CancelledError
+from session_agent.moves.record import Record, State
+from session_agent.overlay.ends import end_of
+from session_agent.overlay.following import (
+    ChangeOver,
+    MoveEnd,
+    find_lost,
+    frozen,
+    idle,
+    is_below,
+)
+from session_agent.overlay.polling import elsewhere
+from session_agent.overlay.tree import FolderNode, Node, Shifted
+
+if TYPE_CHECKING:
+    from session_agent.overlay.vault import Vault
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 2  # moves that copy at the same time; more would only share the disk
+_ROUNDS = 3  # of catching up before the node is frozen for the last one
+_PATIENCE = 20.0  # seconds that a rename waits for a move that it touches
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOptions:
+    """How moves are done. What exceeds `inline_bytes` or `inline_files` is done in the background.
+
+    `grace_seconds`: how long a stop waits for what is under way.
+    """
+
+    inline_bytes: int = 8 << 20
+    inline_files: int = 200
+    grace_seconds: float = 5.0
+    ways: strategy.Options = field(default_factory=strategy.Options)
+
+
+@dataclass(frozen=True, slots=True)
+class MoveView:
+    """A move as status shows it. Counts are of what is staged."""
+
+    record: Record
+    bytes: int
+    files: int
+    paused: str
+
+
+class Moving:
+    """A move that was accepted. The folders are kept known while it is under way."""
+
+    def __init__(self, job: Job, source: MoveEnd, target: MoveEnd, replaces: bool) -> None:
+        self.job = job
+        self.source = source
+        self.target = target
+        # Something lies at the new name still, and is hidden until the move is committed.
+        self.replaces = replaces
+        self.committing = False
+        self.paused = ""  # why, "" if it is not
+        self.done = trio.Event()
+
+    @property
+    def record(self) -> Record:
+        """What is known of it."""
+        assert self.job.record is not None
+        return self.job.record
+
+    @property
+    def view(self) -> MoveView:
+        """The move as it is now."""
+        progress = self.job.progress
+        return MoveView(self.record, progress.bytes, progress.files, self.paused)
+
+    def told(self) -> bytes:
+        """The value of the extended attribute that the moving file has."""
+        view = self.view
+        return json.dumps(
+            {
+                "id": view.record.id,
+                "state": view.record.state,
+                "from": view.record.source.shown,
+                "to": view.record.target.shown,
+                "bytes": view.bytes,
+                "total_bytes": view.record.total_bytes,
+                "files": view.files,
+                "total_files": view.record.total_files,
+            }
+        ).encode()
+
+    @property
+    def nodes(self) -> Iterator[Node]:
+        """The nodes that the kernel may not forget meanwhile."""
+        yield self.source.folder
+        yield self.target.folder
+        if self.source.node is not None:
+            yield self.source.node
+
+
+class Background:
+    """All moves under way in the background. Only the trio thread touches it."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self.live: dict[str, Moving] = {}
+        self._waiting, self._accepted = trio.open_memory_channel[Moving](1 << 16)
+        self._limiter = trio.CapacityLimiter(_AT_ONCE)
+        self._stopping = False
+        self.on_end: Callable[[Record], None] = lambda _: None
+
+    # What the vault shows
+
+    def begin(self, moving: Moving) -> None:
+        """Show the new name, hide the old one, and carry the move out when its turn comes."""
+        for node in moving.nodes:
+            node.lookups += 1
+        self.live[moving.record.id] = moving
+        _shifted(moving.target.folder).arrivals[moving.target.name] = moving
+        _shifted(moving.source.folder).departures[moving.source.name] = moving
+        self._waiting.send_nowait(moving)
+
+    def _show_plainly(self, moving: Moving, *, arrival: bool, departure: bool) -> None:
+        target, source = moving.target, moving.source
+        for folder, names, name, wanted in (
+            (target.folder, _shifted(target.folder).arrivals, target.name, arrival),
+            (source.folder, _shifted(source.folder).departures, source.name, departure),
+        ):
+            if wanted and names.get(name) is moving:
+                del names[name]
+            shifted = folder.shifted
+            if shifted is not None and not shifted.arrivals and not shifted.departures:
+                folder.shifted = None
+
+    def _end(self, moving: Moving) -> None:
+        self._show_plainly(moving, arrival=True, departure=True)
+        if self.live.pop(moving.record.id, None) is not None:
+            for node in moving.nodes:
+                self._vault.tree.forget(node.id, 1)
+        moving.done.set()
+
+    def above(self, node: Node | None) -> Moving | None:
+        """The move that takes this node along, if there is one."""
+        if node is not None and self.live:
+            for moving in self.live.values():
+                top = moving.source.node
+                if top is not None and not moving.done.is_set() and is_below(node, top):
+                    return moving
+        return None
+
+    def shown_parent(self, folder: FolderNode) -> FolderNode:
+        """What ".." is of a folder, as the vault shows it."""
+        for moving in self.live.values():
+            if moving.source.node is folder and not moving.done.is_set():
+                return moving.target.folder
+        return folder.parent or folder
+
+    def holds(self, parent: FolderNode, name: bytes) -> Moving | None:
+        """A move that the entry `name` is, or that has one of its ends below it."""
+        for moving in self.live.values():
+            for folder in (moving.source.folder, moving.target.folder):
+                step: Node | None = folder
+                while step is not None and step.parent is not None:
+                    if step.parent is parent and step.name == name:
+                        return moving
+                    step = step.parent
+        return None
+
+    async def entry(self, moving: Moving, caller: Caller) -> tuple[Node, os.stat_result]:
+        """The node at the new name, and its status. ENOENT if it was removed behind the vault."""
+        source = moving.source
+        fd = await self._vault.folder_fd(source.folder)
+        status = await source.branch.call(caller, stat_at, fd, source.name)
+        return self._vault.tree.found(source.folder, source.name, status), status
+
+    async def over(self, moving: Moving) -> None:
+        """Wait for the end of a move that stands in another one's way. EBUSY if that takes too long."""
+        with trio.move_on_after(_PATIENCE):
+            await moving.done.wait()
+            return
+        raise failed(EBUSY)
+
+    # What is done to moves
+
+    async def apart(self, source: MoveEnd, target: MoveEnd) -> None:
+        """Wait until no move under way touches these ends. EBUSY if that takes too long."""
+        while True:
+            met = next((one for one in self.live.values() if _touch(one, source, target)), None)
+            if met is None:
+                return
+            await self.over(met)
+
+    async def finished(self, moving: Moving) -> None:
+        """Wait for the end of a move: what fsync promises. EIO if it failed."""
+        await moving.done.wait()
+        if moving.record.state is State.FAILED:
+            raise failed(EIO)
+
+    async def withdraw(self, moving: Moving) -> bool:
+        """Take the move back, since its file is to be renamed or removed: it lies at the old name again.
+
+        False if it is too late: then it lies at the new name now.
+        """
+        await self._vault.settled(moving.source.node)
+        if moving.done.is_set() or moving.committing:
+            await moving.done.wait()
+            return False
+        moving.job.progress.cancel()
+        self._end(moving)
+        record = moving.record
+
+        def note() -> None:
+            assume(AGENT)
+            moving.job.end(State.CANCELLED)
+
+        await trio.to_thread.run_sync(note)
+        log.info("%s: its move is taken back", record.source.shown)
+        return True
+
+    async def drop_replaced(self, moving: Moving) -> None:
+        """Remove what a move that was taken back would have replaced."""
+        if moving.replaces:
+            fd = await self._vault.folder_fd(moving.target.folder)
+            await moving.target.branch.call(AGENT, remove_tree, fd, moving.target.name)
+
+    async def relocated(self) -> None:
+        """A folder was renamed within its branch: records name the ends by where they lie now."""
+        changed = []
+        for moving in self.live.values():
+            ends = (
+                end_of(moving.source.folder, moving.source.name),
+                end_of(moving.target.folder, moving.target.name),
+            )
+            if ends != (moving.record.source, moving.record.target):
+                changed.append((moving.job, ends))
+
+        def note() -> None:
+            assume(AGENT)
+            for job, ends in changed:
+                job.relocate(*ends)
+
+        if changed:
+            await trio.to_thread.run_sync(note)
+
+    def cancel(self, move_id: str) -> bool:
+        """Let a move end: its file has its old name again. False if there is none of that id, or too late."""
+        moving = self.live.get(move_id)
+        if moving is None or moving.committing:
+            return False
+        moving.job.progress.cancel()
+        return True
+
+    def views(self) -> list[MoveView]:
+        """Every move under way."""
+        return [moving.view for moving in self.live.values()]
+
+    # Carrying out
+
+    async def run(self) -> None:
+        """Carry out what is accepted, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for moving in self._accepted:
+                nursery.start_soon(self._one, moving)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Let what is under way end, for so long; then leave the rest to the next start."""
+        with trio.move_on_after(grace_seconds):
+            for moving in list(self.live.values()):
+                await moving.done.wait()
+        self._stopping = True
+        for moving in list(self.live.values()):
+            if not moving.committing:
+                moving.job.progress.cancel()
+        with trio.move_on_after(grace_seconds):
+            for moving in list(self.live.values()):
+                if moving.committing:
+                    await moving.done.wait()
+
+    async def _one(self, moving: Moving) -> None:
+        async with self._limiter:
+            try:
+                if not moving.done.is_set():
+                    await self._carry_out(moving)
+            finally:
+                for place in (moving.job.request.source, moving.job.request.target):
+                    os.close(place.folder)
+            self.on_end(moving.record)
+
+    async def _carry_out(self, moving: Moving) -> None:
+        try:
+            await self._stage(moving)
+            await self._change_over(moving)
+        except CancelledError:
+            await self._give_up(moving, State.CANCELLED, 0)
+        except OSError as failure:
+            if moving.done.is_set():  # taken back, and its file has been removed since
+                await self._give_up(moving, State.CANCELLED, 0)
+                return
+            log.warning("%s cannot be moved: %s", moving.record.source.shown, failure.strerror)
+            await self._give_up(moving, State.FAILED, failure.errno or EIO)
+        else:
+            self._show_plainly(moving, arrival=True, departure=False)
+            await _in_thread(moving.job.retire)
+            self._end(moving)
+
+    async def _stage(self, moving: Moving) -> None:
+        await _in_thread(moving.job.stage_once)
+        for _ in range(_ROUNDS):
+            if await _in_thread(moving.job.is_true):
+                return
+            await _in_thread(moving.job.refresh)
+
+    async def _change_over(self, moving: Moving) -> None:
+        """The last writes, the commit and the change of nodes and handles, while the node is frozen."""
+        vault, job = self._vault, moving.job
+        ends = [moving.source]
+        with frozen(vault, ends) as settled:
+            if moving.done.is_set():
+                raise CancelledError
+            await idle(vault, ends)
+            await find_lost(vault, ends)
+            over = ChangeOver(vault, [(moving.source, moving.target)], job.request, settled)
+            job.progress.check()
+            moving.committing = True
+            try:
+                await _in_thread(job.catch_up)
+                await _in_thread(job.commit)
+            except BaseException:
+                moving.committing = False
+                raise
+            await _in_thread(job.change_over, over.on_commit)
+            if not over.followed:
+                over.follow(job.copied)
+
+    async def _give_up(self, moving: Moving, state: State, number: int) -> None:
+        if self._stopping and state is State.CANCELLED:
+            return  # the next start goes on with it
+        if not moving.done.is_set():
+            await _in_thread(moving.job.abandon, state, number)
+            self._end(moving)
+            for end in (moving.target, moving.source):
+                pyfuse3.invalidate_entry_async(
+                    pyfuse3.InodeT(end.folder.id), pyfuse3.FileNameT(end.name), ignore_enoent=True
+                )
+        else:  # it was taken back: only the copy is left to be removed
+            await _in_thread(moving.job.discard)
+
+
+async def _in_thread(function: Callable[..., object], *arguments: object) -> object:
+    with elsewhere:
+        return await trio.to_thread.run_sync(function, *arguments)
+
+
+def _shifted(folder: FolderNode) -> Shifted:
+    if folder.shifted is None:
+        folder.shifted = Shifted()
+    return folder.shifted
+
+
+def _touch(moving: Moving, source: MoveEnd, target: MoveEnd) -> bool:
+    """Whether the move and a new one with these ends have anything to do with each other."""
+    top = moving.source.node
+    for end in (source, target):
+        if top is not None and is_below(end.folder, top):
+            return True
+        if end.node is not None and any(
+            is_below(folder, end.node) for folder in (moving.source.folder, moving.target.folder)
+        ):
+            return True
+    return False
