@@ -12,14 +12,16 @@ import trio
 
 from session_agent.errors import MountError
 from session_agent.fsutil.credentials import acting_as
-from session_agent.lifecycle import status, vault
+from session_agent.lifecycle import journals, status, vault
 from session_agent.lifecycle.companion import Companion
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.control_server import ControlServer
 from session_agent.lifecycle.privileges import explain
 from session_agent.model import MountState, Session, SessionUser, printable
+from session_agent.moves import strategy
+from session_agent.overlay.background import MoveOptions
 from session_agent.overlay.serve import Overlay, OverlayOptions
-from session_agent.settings import OverlaySettings
+from session_agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ _USABLE_SECONDS = 5.0  # from the mount to the first answer of the vault
 
 
 def serve_vault(
-    settings: OverlaySettings,
+    settings: Settings,
     user: SessionUser,
     session: Session,
     folder: int,
@@ -42,16 +44,15 @@ def serve_vault(
     """
     # From here on a signal must unmount; it waits until the event loop can be told.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    options = OverlayOptions(
-        announcer=helper.pid,
-        cache_seconds=settings.cache_seconds,
-        remote_time_limit=settings.remote_seconds,
-    )
-    overlay = Overlay(session, options)
+    journal, problems = journals.open_journal(folder, user)
+    overlay = Overlay(session, _options(settings, helper), journal=journal)
     try:
         # With the user's rights: a branch behind a folder that is closed to them stays closed.
         with acting_as(user):
-            warnings = (*session.warnings, *overlay.open_branches())
+            problems += overlay.open_branches()
+        if journal is not None:
+            problems += journals.told(overlay.recover(journal, user))
+        warnings = (*session.warnings, *problems)
         for warning in warnings:
             log.warning("%s", warning)
         try:
@@ -66,9 +67,25 @@ def serve_vault(
         usable = trio.run(_main, overlay, session, helper, warnings, folder, ready)
     finally:
         overlay.close()
+        if journal is not None:
+            journal.close()
     log.info("the vault %s is unmounted", printable(session.vault))
     if not usable:
         raise MountError(f"The vault {printable(session.vault)} was mounted but did not answer.")
+
+
+def _options(settings: Settings, helper: Companion) -> OverlayOptions:
+    return OverlayOptions(
+        announcer=helper.pid,
+        cache_seconds=settings.overlay.cache_seconds,
+        remote_time_limit=settings.overlay.remote_seconds,
+        moves=MoveOptions(
+            inline_bytes=settings.moves.inline_bytes,
+            inline_files=settings.moves.inline_files,
+            grace_seconds=settings.moves.grace_seconds,
+            ways=strategy.Options(settings.moves.handle_rename, journals.mount_points),
+        ),
+    )
 
 
 async def _main(
@@ -99,7 +116,7 @@ async def _main(
 
     def stop() -> StatusDocument:
         log.info("told to stop")
-        overlay.stop()
+        nursery.start_soon(_end, overlay)
         return tell_status()
 
     def tell_companion() -> None:
@@ -124,4 +141,9 @@ async def _stop_on_signal(overlay: Overlay) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         async for number in signals:
             log.info("%s", signal.Signals(number).name)
-            overlay.stop()
+            await _end(overlay)
+
+
+async def _end(overlay: Overlay) -> None:
+    await overlay.stop_moves()
+    overlay.stop()

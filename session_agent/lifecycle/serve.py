@@ -44,7 +44,7 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
         # Only now, so that the companion is small: these are large libraries.
         from session_agent.lifecycle.event_loop import serve_vault  # noqa: PLC0415
 
-        serve_vault(loaded.settings.overlay, place.user, session, folder, helper, ready)
+        serve_vault(loaded.settings, place.user, session, folder, helper, ready)
     finally:
         helper.end()
 
