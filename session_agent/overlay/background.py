@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # moves that copy at the same time; more would only share the disk
 _ROUNDS = 3  # of catching up before the node is frozen for the last one
+_MOMENT = 1.0  # seconds that something waits for a source that is being removed
 _PATIENCE = 20.0  # seconds that a rename waits for a move that it touches
 
 
@@ -205,6 +206,14 @@ class Background:
         raise failed(EBUSY)
 
     # What is done to moves
+
+    async def vacated(self, moving: Moving) -> None:
+        """What is moved away has to be gone: wait if it is about to go. EBUSY if that will take longer."""
+        if moving.committing:
+            with trio.move_on_after(_MOMENT):
+                await moving.done.wait()
+        if not moving.done.is_set():
+            raise failed(EBUSY)
 
     async def apart(self, source: MoveEnd, target: MoveEnd) -> None:
         """Wait until no move under way touches these ends. EBUSY if that takes too long."""

@@ -67,8 +67,9 @@ async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNo
     if parent.shifted is not None:
         if name in parent.shifted.arrivals:
             raise error(EEXIST)
-        if name in parent.shifted.departures:
-            raise error(EBUSY)  # what had that name is still there, behind the vault
+        departing = parent.shifted.departures.get(name)
+        if departing is not None:  # what had that name is still there, behind the vault
+            await vault.background.vacated(departing)
     return parent, parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
 
 
@@ -163,8 +164,10 @@ async def rmdir(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> No
     if vault.branch_below(parent, name):
         raise error(ENOTEMPTY)
     moving = vault.background.holds(parent, name)
+    if moving is not None and _leads_into(moving.target.folder, parent, name):
+        raise error(ENOTEMPTY)
     if moving is not None:
-        raise error(ENOTEMPTY if _leads_into(moving.target.folder, parent, name) else EBUSY)
+        await vault.background.vacated(moving)
     await _remove(vault, parent, name, os.rmdir, caller)
 
 
@@ -295,7 +298,7 @@ async def _shifted_rename(
         raise error(ENOENT)
     occupied = None if target.shifted is None else target.shifted.departures.get(target_name)
     if occupied is not None and occupied is not moving:
-        raise error(EBUSY)
+        await vault.background.vacated(occupied)
     if moving is None:
         return None
     if flags & RENAME_EXCHANGE:
