@@ -17,8 +17,7 @@ from session_agent.moves.strategy import Options
     epilog=EXIT_CODES.format(
         ok="no move is left half done",
         failed="an agent is running, or the journal cannot be used",
-        degraded="a move waits for a branch that is missing, two versions are kept, or a part of the"
-        " journal could not be read",
+        degraded="a move waits for a missing branch, or two versions of something are kept",
     ),
 )
 @as_json
