@@ -19,7 +19,7 @@ from session_agent.lifecycle.control_server import ControlServer
 from session_agent.lifecycle.privileges import explain
 from session_agent.model import MountState, Session, SessionUser, printable
 from session_agent.moves import strategy
-from session_agent.overlay.background import MoveOptions
+from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.serve import Overlay, OverlayOptions
 from session_agent.settings import Settings
 

@@ -9,11 +9,9 @@ names and handles change over; then it lies where it was shown all the time, and
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from errno import EBUSY, EIO
 from typing import TYPE_CHECKING
 
@@ -22,11 +20,10 @@ import trio
 
 from session_agent.fsutil.at import remove_tree, stat_at
 from session_agent.fsutil.credentials import AGENT, Caller, assume
-from session_agent.moves import strategy
-from session_agent.moves.engine import Job
 from session_agent.moves.plan import failed
 from session_agent.moves.progress import CancelledError
 from session_agent.moves.record import Record, State
+from session_agent.overlay.accepted import MoveView, Moving
 from session_agent.overlay.ends import end_of
 from session_agent.overlay.following import (
     ChangeOver,
@@ -48,79 +45,6 @@ _AT_ONCE = 2  # moves that copy at the same time; more would only share the disk
 _ROUNDS = 3  # of catching up before the node is frozen for the last one
 _MOMENT = 1.0  # seconds that something waits for a source that is being removed
 _PATIENCE = 20.0  # seconds that a rename waits for a move that it touches
-
-
-@dataclass(frozen=True, slots=True)
-class MoveOptions:
-    """How moves are done. What exceeds `inline_bytes` or `inline_files` is done in the background.
-
-    `grace_seconds`: how long a stop waits for what is under way.
-    """
-
-    inline_bytes: int = 8 << 20
-    inline_files: int = 200
-    grace_seconds: float = 5.0
-    ways: strategy.Options = field(default_factory=strategy.Options)
-
-
-@dataclass(frozen=True, slots=True)
-class MoveView:
-    """A move as status shows it. Counts are of what is staged."""
-
-    record: Record
-    bytes: int
-    files: int
-    paused: str
-
-
-class Moving:
-    """A move that was accepted. The folders are kept known while it is under way."""
-
-    def __init__(self, job: Job, source: MoveEnd, target: MoveEnd, replaces: bool) -> None:
-        self.job = job
-        self.source = source
-        self.target = target
-        # Something lies at the new name still, and is hidden until the move is committed.
-        self.replaces = replaces
-        self.committing = False
-        self.paused = ""  # why, "" if it is not
-        self.done = trio.Event()
-
-    @property
-    def record(self) -> Record:
-        """What is known of it."""
-        assert self.job.record is not None
-        return self.job.record
-
-    @property
-    def view(self) -> MoveView:
-        """The move as it is now."""
-        progress = self.job.progress
-        return MoveView(self.record, progress.bytes, progress.files, self.paused)
-
-    def told(self) -> bytes:
-        """The value of the extended attribute that the moving file has."""
-        view = self.view
-        return json.dumps(
-            {
-                "id": view.record.id,
-                "state": view.record.state,
-                "from": view.record.source.shown,
-                "to": view.record.target.shown,
-                "bytes": view.bytes,
-                "total_bytes": view.record.total_bytes,
-                "files": view.files,
-                "total_files": view.record.total_files,
-            }
-        ).encode()
-
-    @property
-    def nodes(self) -> Iterator[Node]:
-        """The nodes that the kernel may not forget meanwhile."""
-        yield self.source.folder
-        yield self.target.folder
-        if self.source.node is not None:
-            yield self.source.node
 
 
 class Background:

@@ -21,7 +21,7 @@ from session_agent.moves.engine import Job
 from session_agent.moves.plan import Place, Request, measure
 from session_agent.moves.record import Record, State, decode
 from session_agent.overlay import calls
-from session_agent.overlay.background import Moving
+from session_agent.overlay.accepted import Moving
 from session_agent.overlay.ends import end_of, folder_of
 from session_agent.overlay.following import ChangeOver, MoveEnd, find_end, find_lost, frozen, idle
 from session_agent.overlay.polling import elsewhere

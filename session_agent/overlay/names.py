@@ -14,8 +14,8 @@ from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.overlay import calls
 from session_agent.overlay import moving as moves
+from session_agent.overlay.accepted import Moving
 from session_agent.overlay.attributes import status_of
-from session_agent.overlay.background import Moving
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import Handle
 from session_agent.overlay.tree import FolderNode, Node

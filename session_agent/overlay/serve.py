@@ -25,7 +25,7 @@ from session_agent.moves.plan import failed
 from session_agent.moves.record import End, Record
 from session_agent.moves.recover import Finding, Found, recover
 from session_agent.overlay import polling
-from session_agent.overlay.background import MoveOptions, MoveView
+from session_agent.overlay.accepted import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.ends import branch_of, open_folder
 from session_agent.overlay.moving import resume

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from session_agent.fsutil.at import FOLDER, Opened, open_at
 
 if TYPE_CHECKING:
-    from session_agent.overlay.background import Moving
+    from session_agent.overlay.accepted import Moving
     from session_agent.overlay.branches import OpenBranch
     from session_agent.overlay.handles import Handle
 
@@ -210,8 +210,14 @@ class Tree:
         if node.fd >= 0 and file_format != stat.S_IFDIR:
             node.parent.branch.close_later(node.fd)  # type: ignore[union-attr]  # it has a name again
             node.fd = -1
-        if node.parent is not parent and file_format == stat.S_IFDIR and _leads_up(parent, node):
-            return node
+        if node.parent is not parent and file_format == stat.S_IFDIR:
+            assert isinstance(node, FolderNode)
+            if _leads_up(parent, node):
+                return node
+            if node.branch is not parent.branch:
+                # It went along with a folder that was moved to another branch, and is back already.
+                self.detach(node, node.branch)
+                node.transfer(parent.branch)
         node.parent = parent
         node.name = name
         return node

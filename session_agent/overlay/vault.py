@@ -20,7 +20,8 @@ from session_agent.model import MountState
 from session_agent.moves.journal import Journal
 from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.overlay import calls
-from session_agent.overlay.background import Background, MoveOptions
+from session_agent.overlay.accepted import MoveOptions
+from session_agent.overlay.background import Background
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders

@@ -17,10 +17,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,7 +211,7 @@ def serve(
         arguments += [f"{name}={folder}" for name, folder in branches.items()]
         with open(log, "wb") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-X", "dev", "-m", "tests.support.vault", *arguments],
+                [sys.executable, "-X", "dev", "-m", "tests.support.vault_process", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
@@ -295,80 +293,3 @@ def drop_caches() -> bool:
     except OSError:
         return False
     return True
-
-
-# The process that serves
-
-
-def _serve_here(arguments: list[str]) -> None:
-    import logging  # noqa: PLC0415 - of the served process only, as is the overlay
-
-    import trio  # noqa: PLC0415
-
-    from session_agent import model  # noqa: PLC0415
-    from session_agent.moves import failpoint, strategy  # noqa: PLC0415
-    from session_agent.moves.journal import Journal  # noqa: PLC0415
-    from session_agent.overlay.background import MoveOptions  # noqa: PLC0415
-    from session_agent.overlay.serve import Overlay, OverlayOptions  # noqa: PLC0415
-
-    path, root, state, text, *branches = arguments
-    options = json.loads(text)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    mounts = tuple(
-        model.Mount(
-            name,
-            folder,
-            "test",
-            "test",
-            model.MountKind.LOCAL,
-            model.Mode.RO if os.statvfs(folder).f_flag & os.ST_RDONLY else model.Mode.RW,
-            model.MountState.ALIVE,
-        )
-        for name, _, folder in (branch.partition("=") for branch in branches)
-    )
-    user = model.SessionUser("root", 0, 0, (), "/root")
-    session = model.Session(user, path, root, state, mounts)
-    ways = strategy.Options(handle_rename=options["in_one_step"])
-    moves = MoveOptions(ways=ways, grace_seconds=1.0)
-    journal = None
-    if options["inline_bytes"] is not None:
-        moves = replace(moves, inline_bytes=options["inline_bytes"])
-        folder = os.open(state, os.O_PATH | os.O_DIRECTORY)
-        journal = Journal(folder, user)
-        os.close(folder)
-        failpoint.hook = partial(_hold, state)
-    served = OverlayOptions(cache_seconds=options["cache_seconds"], moves=moves)
-    overlay = Overlay(session, served, journal=journal)
-
-    async def until_told() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(overlay.run)
-                os.write(1, b"mounted\n")
-                async for _ in signals:
-                    await overlay.stop_moves()
-                    overlay.stop()
-                    break
-
-    try:
-        problems = overlay.open_branches()
-        assert not problems, problems
-        assert overlay._vault is not None  # a limit that real sessions never reach, to be tested
-        overlay._vault.tree._folder_limit = options["folder_limit"]
-        if journal is not None:
-            overlay.recover(journal, user)
-        overlay.mount()
-        trio.run(until_told)
-    finally:
-        overlay.close()
-        if journal is not None:
-            journal.close()
-
-
-def _hold(state: str, point: str) -> None:
-    while os.path.exists(f"{state}/hold-{point}"):
-        time.sleep(0.005)
-
-
-if __name__ == "__main__":
-    _serve_here(sys.argv[1:])

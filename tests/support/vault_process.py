@@ -1,0 +1,87 @@
+"""The served process behind tests.support.vault: VAULT ROOT STATE OPTIONS NAME=PATH..."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from session_agent import model
+from session_agent.moves import failpoint, strategy
+from session_agent.moves.journal import Journal
+from session_agent.overlay.accepted import MoveOptions
+from session_agent.overlay.serve import Overlay, OverlayOptions
+
+USER = model.SessionUser("root", 0, 0, (), "/root")
+
+
+def main() -> None:
+    path, root, state, text, *branches = sys.argv[1:]
+    options = json.loads(text)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    session = model.Session(USER, path, root, state, tuple(map(_mount, branches)))
+    ways = strategy.Options(handle_rename=options["in_one_step"])
+    moves = MoveOptions(ways=ways, grace_seconds=1.0)
+    journal = None
+    if options["inline_bytes"] is not None:
+        moves = replace(moves, inline_bytes=options["inline_bytes"])
+        journal = _journal(state)
+        failpoint.hook = partial(_hold, state)
+    served = OverlayOptions(cache_seconds=options["cache_seconds"], moves=moves)
+    overlay = Overlay(session, served, journal=journal)
+    try:
+        problems = overlay.open_branches()
+        assert not problems, problems
+        assert overlay._vault is not None  # a limit that real sessions never reach, to be tested
+        overlay._vault.tree._folder_limit = options["folder_limit"]
+        if journal is not None:
+            overlay.recover(journal, USER)
+        overlay.mount()
+        trio.run(_until_told, overlay)
+    finally:
+        overlay.close()
+        if journal is not None:
+            journal.close()
+
+
+def _mount(branch: str) -> model.Mount:
+    name, _, folder = branch.partition("=")
+    read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+    mode = model.Mode.RO if read_only else model.Mode.RW
+    alive = model.MountState.ALIVE
+    return model.Mount(name, folder, "test", "test", model.MountKind.LOCAL, mode, alive)
+
+
+def _journal(state: str) -> Journal:
+    folder = os.open(state, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return Journal(folder, USER)
+    finally:
+        os.close(folder)
+
+
+def _hold(state: str, point: str) -> None:
+    while os.path.exists(f"{state}/hold-{point}"):
+        time.sleep(0.005)
+
+
+async def _until_told(overlay: Overlay) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(overlay.run)
+            os.write(1, b"mounted\n")
+            async for _ in signals:
+                await overlay.stop_moves()
+                overlay.stop()
+                break
+
+
+if __name__ == "__main__":
+    main()
