@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from session_agent.policy.conditions import InGroup, leaves
 from session_agent.policy.document import Position, Problem, Problems, Severity
-from session_agent.policy.model import Folder, Group, Policy, Rule
+from session_agent.policy.membership import Group, Membership
+from session_agent.policy.model import Folder, Policy, Rule
 from session_agent.policy.worlds import covers, satisfiable
 
 T = TypeVar("T", bound=Hashable)
@@ -86,20 +87,20 @@ def implications(found: Sequence[Folder], problems: Problems) -> list[int]:
     return order
 
 
-def rules(found: Sequence[Folder], defined: Mapping[str, Group], problems: Problems) -> None:
+def rules(found: Sequence[Folder], membership: Membership, problems: Problems) -> None:
     """Warn of rules that can never match, and of those that another makes superfluous."""
     implied = {implication.folder for folder in found for implication in folder.implies}
     for n, folder in enumerate(found):
         key = f"folders[{n}]"
-        _compare(folder.access, folder.deny, f"{key}.access", defined, problems)
+        _compare(folder.access, folder.deny, f"{key}.access", membership, problems)
         for m, subfolder in enumerate(folder.subfolders):
             where = f"{key}.subfolders[{m}].access"
-            _compare(subfolder.access or (), subfolder.deny, where, defined, problems)
+            _compare(subfolder.access or (), subfolder.deny, where, membership, problems)
         for where, rule in all_rules(folder, key):
             validity = rule.validity
             if validity.start and validity.end and validity.start >= validity.end:
                 problems.warn(rule.at, where, "can never match: it ends before it begins")
-            elif not satisfiable(rule.condition, defined):
+            elif not satisfiable(rule.condition, membership):
                 problems.warn(rule.at, where, "can never match: its condition contradicts itself")
         if not folder.access and folder.name not in implied:
             problems.warn(folder.at, key, "nothing gives access to it, so nobody ever sees it")
@@ -192,14 +193,14 @@ def _compare(
     access: Sequence[Rule],
     deny: Sequence[Rule],
     key: str,
-    defined: Mapping[str, Group],
+    membership: Membership,
     problems: Problems,
 ) -> None:
     if len(access) + len(deny) > _COMPARED:
         return
     for n, rule in enumerate(access):
         for other in deny:
-            if covers(other, rule, defined):
+            if covers(other, rule, membership):
                 problems.warn(
                     rule.at, f"{key}[{n}]", f"is unreachable: line {other.at.line} denies all of it"
                 )
@@ -208,8 +209,8 @@ def _compare(
             for m, other in enumerate(access):
                 # Of two that say the same the first one stays.
                 stronger = other.mode.rank > rule.mode.rank or (other.mode is rule.mode and m < n)
-                twin = other.mode is rule.mode and m > n and not covers(rule, other, defined)
-                if m != n and (stronger or twin) and covers(other, rule, defined):
+                twin = other.mode is rule.mode and m > n and not covers(rule, other, membership)
+                if m != n and (stronger or twin) and covers(other, rule, membership):
                     message = f"is unreachable: line {other.at.line} gives as much to all of them"
                     problems.warn(rule.at, f"{key}[{n}]", message)
                     break

@@ -15,7 +15,6 @@ from session_agent.policy import check
 from session_agent.policy.conditions import IsUser, Who, leaves
 from session_agent.policy.evaluate import grants_of
 from session_agent.policy.identity import Identity
-from session_agent.policy.membership import closed
 from session_agent.policy.model import Policy
 from session_agent.policy.worlds import smallest
 
@@ -78,7 +77,7 @@ def _representatives(policy: Policy) -> Iterator[_Key]:
     for user in sorted(users):
         yield _Key(user, frozenset(), ())
     for condition in conditions:
-        for who in smallest(condition, policy.groups):
+        for who in smallest(condition, policy.membership):
             attributes = tuple(sorted((n, v) for n, v in who.attributes.items() if v))
             yield _Key(who.user, who.groups, attributes)
 
@@ -97,7 +96,7 @@ def _modes(policy: Policy, key: _Key, instant: datetime) -> dict[str, tuple[Gran
     identity: Identity | None = None
     if key.known:
         user = key.user or "somebody"
-        groups = closed(user, key.groups, policy.groups)
+        groups = policy.membership.closed(user, key.groups)
         who = Who(user, groups, dict(key.attributes))
         identity = Identity(user, user_id=user)
     return {

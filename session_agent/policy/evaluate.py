@@ -11,7 +11,6 @@ from session_agent.policy import check
 from session_agent.policy.conditions import Who
 from session_agent.policy.fields import PLACEHOLDERS
 from session_agent.policy.identity import Identity
-from session_agent.policy.membership import of_claims
 from session_agent.policy.model import Folder, Policy, Rule, Subfolder
 
 
@@ -62,7 +61,7 @@ def known(policy: Policy, identity: Identity | None) -> Who | None:
     """What conditions may ask of this identity."""
     if identity is None:
         return None
-    groups = of_claims(identity.user, identity.groups, policy.groups)
+    groups = policy.membership.of_claims(identity.user, identity.groups)
     return Who(identity.user, groups, identity.attributes)
 
 

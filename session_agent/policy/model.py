@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from session_agent.model import Grant
 from session_agent.policy.conditions import Condition
-from session_agent.policy.document import Position, Problem
+from session_agent.policy.document import Position
+from session_agent.policy.membership import Group, Membership
 from session_agent.policy.times import Validity
 
 
@@ -72,17 +73,6 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """A group's definition. `provided`: how an identity provider calls it; None means by the same name."""
-
-    name: str
-    members: frozenset[str]
-    groups: frozenset[str]  # whose members are members, too
-    provided: frozenset[str] | None
-    at: Position
-
-
-@dataclass(frozen=True, slots=True)
 class Policy:
     """A whole file.
 
@@ -92,8 +82,8 @@ class Policy:
     file: str
     folders: tuple[Folder, ...]
     groups: Mapping[str, Group]
+    membership: Membership
     order: tuple[int, ...]
-    warnings: tuple[Problem, ...]
     lines: int
 
     def names(self) -> frozenset[str]:

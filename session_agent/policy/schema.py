@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 from session_agent.policy import check
 from session_agent.policy.document import Items, Keys, Position, Problems, parse, read, refuse
 from session_agent.policy.fields import Fields, text_of
-from session_agent.policy.model import Folder, Group, Implication, Policy, Rule, Storage, Subfolder
+from session_agent.policy.membership import Group, Membership
+from session_agent.policy.model import Folder, Implication, Policy, Rule, Storage, Subfolder
 from session_agent.policy.rules import rule, zone_of
 
 FOLDER_KEYS = (
@@ -23,14 +24,17 @@ def load(path: str) -> Policy:
 
 def parse_policy(data: bytes, file: str) -> Policy:
     """The policy that `data` holds. Raises PolicyError, whose message has a line for each mistake."""
-    policy, problems = examine(data, file)
+    policy, problems = examine(data, file, warn=False)
     if policy is None:
         raise refuse(file, problems.errors)
     return policy
 
 
-def examine(data: bytes, file: str) -> tuple[Policy | None, Problems]:
-    """The policy, None if it has errors, and all that was found. PolicyError for what is no YAML."""
+def examine(data: bytes, file: str, *, warn: bool = True) -> tuple[Policy | None, Problems]:
+    """The policy, None if it has errors, and all that was found. PolicyError for what is no YAML.
+
+    To look for what is probably not meant takes longer than all the rest.
+    """
     problems = Problems()
     root = parse(data, file, problems)
     if not isinstance(root, Keys):
@@ -50,13 +54,15 @@ def examine(data: bytes, file: str) -> tuple[Policy | None, Problems]:
     order = check.implications(folders, problems)
     if problems.errors:
         return None, problems
-    check.rules(folders, groups, problems)
+    membership = Membership(groups)
+    if warn:
+        check.rules(folders, membership, problems)
     policy = Policy(
         file=file,
         folders=tuple(folders),
         groups=groups,
+        membership=membership,
         order=tuple(order),
-        warnings=tuple(problems.found),
         lines=sum(
             1 for line in data.splitlines() if line.strip() and not line.lstrip().startswith(b"#")
         ),

@@ -7,7 +7,7 @@ Where they are not, no claim is made.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from session_agent.policy.conditions import (
     Condition,
@@ -18,22 +18,22 @@ from session_agent.policy.conditions import (
     Who,
     leaves,
 )
-from session_agent.policy.membership import closed
-from session_agent.policy.model import Group, Rule
+from session_agent.policy.membership import Membership
+from session_agent.policy.model import Rule
 from session_agent.policy.times import Validity
 
 _ATOMS = 8  # groups and comparisons; each doubles the work
 
 
-def satisfiable(condition: Condition, groups: Mapping[str, Group]) -> bool:
+def satisfiable(condition: Condition, membership: Membership) -> bool:
     """False if nobody can fulfil it. True also where that would take too long to find out."""
     if isinstance(condition, InGroup | IsUser | Everyone | HasAttribute):
         return True
-    worlds = _worlds((condition,), groups)
+    worlds = _worlds((condition,), membership)
     return worlds is None or any(condition.holds(who) for who in worlds)
 
 
-def covers(wider: Rule, narrower: Rule, groups: Mapping[str, Group]) -> bool:
+def covers(wider: Rule, narrower: Rule, membership: Membership) -> bool:
     """Whether `wider` matches whenever `narrower` does. False also where that cannot be told."""
     if not _covers_times(wider.validity, narrower.validity):
         return False
@@ -44,16 +44,16 @@ def covers(wider: Rule, narrower: Rule, groups: Mapping[str, Group]) -> bool:
         return left.users >= right.users
     if isinstance(left, InGroup) and isinstance(right, InGroup) and left.groups >= right.groups:
         return True
-    worlds = _worlds((left, right), groups)
+    worlds = _worlds((left, right), membership)
     if worlds is None:
         return False
     matched = [who for who in worlds if right.holds(who)]
     return bool(matched) and all(left.holds(who) for who in matched)
 
 
-def smallest(condition: Condition, groups: Mapping[str, Group]) -> list[Who]:
+def smallest(condition: Condition, membership: Membership) -> list[Who]:
     """Users who just fulfil it: none of their groups and values could be left out."""
-    worlds = [who for who in _worlds((condition,), groups) or () if condition.holds(who)]
+    worlds = [who for who in _worlds((condition,), membership) or () if condition.holds(who)]
     found: list[Who] = []
     for who in sorted(worlds, key=_size):
         if not any(other.user in ("", who.user) and _within(other, who) for other in found):
@@ -80,7 +80,7 @@ def _covers_times(wider: Validity, narrower: Validity) -> bool:
     return wider.end is None or (narrower.end is not None and narrower.end <= wider.end)
 
 
-def _worlds(conditions: tuple[Condition, ...], groups: Mapping[str, Group]) -> Iterator[Who] | None:
+def _worlds(conditions: tuple[Condition, ...], membership: Membership) -> Iterator[Who] | None:
     """Everybody whom the conditions can tell apart; None if those are too many."""
     users: set[str] = {""}  # somebody whom no condition names
     named: set[str] = set()
@@ -95,14 +95,14 @@ def _worlds(conditions: tuple[Condition, ...], groups: Mapping[str, Group]) -> I
                 compared.add((leaf.name, leaf.value))
     if len(named) + len(compared) > _ATOMS or len(users) > 2 * _ATOMS:
         return None
-    return _each(sorted(users), sorted(named), sorted(compared), groups)
+    return _each(sorted(users), sorted(named), sorted(compared), membership)
 
 
 def _each(
     users: list[str],
     named: list[str],
     compared: list[tuple[str, str]],
-    groups: Mapping[str, Group],
+    membership: Membership,
 ) -> Iterator[Who]:
     flags = len(named) + len(compared)
     for chosen in itertools.product((False, True), repeat=flags):
@@ -112,4 +112,4 @@ def _each(
             if holds:
                 attributes[name] |= {value}
         for user in users:
-            yield Who(user, closed(user, members, groups), attributes)
+            yield Who(user, membership.closed(user, members), attributes)

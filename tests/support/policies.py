@@ -10,13 +10,17 @@ from session_agent.policy.evaluate import evaluate
 from session_agent.policy.identity import Identity
 from session_agent.policy.model import Policy
 from session_agent.policy.plan import label
-from session_agent.policy.schema import parse_policy
+from session_agent.policy.schema import examine
 
 MONDAY_NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
 def policy_of(text: str) -> Policy:
-    return parse_policy(textwrap.dedent(text).encode(), "policy.yaml")
+    """The policy, of which nothing must be wrong, not even a warning."""
+    policy, problems = examine(textwrap.dedent(text).encode(), "policy.yaml")
+    assert problems.found == []
+    assert policy is not None
+    return policy
 
 
 def person(user: str, *groups: str, user_id: str = "", **attributes: str) -> Identity:
