@@ -67,7 +67,7 @@ def wanted(
     }
     names = labels(branches)
     places = [(os.path.normpath(vault), human(os.path.basename(os.path.normpath(vault))))]
-    for branch in sorted(branches, key=lambda branch: branch.name.split("/")):
+    for branch in sorted(branches, key=_order):
         places.append((os.path.normpath(os.path.join(vault, branch.name)), names[branch.name]))
     found: dict[str, Bookmark] = {}
     problems = []
@@ -183,6 +183,11 @@ def apply(
             return Change(WHAT, path, changed, detail, joined(*problems, notes.problem))
 
     return attempt(WHAT, path, step)
+
+
+def _order(branch: Branch) -> list[tuple[str, str]]:
+    """As people sort: capitals mean nothing, a folder comes before what is in it."""
+    return [(part.casefold(), part) for part in branch.name.split("/")]
 
 
 def _bookmark(path: str, label: str, script_line: bytes | None) -> Bookmark:

@@ -18,6 +18,9 @@ from tests.support.run_marker import MARKER
 
 _START = 20.0  # seconds
 
+_BARE = """<busconfig><type>session</type><listen>unix:tmpdir=/tmp</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/>
+</policy></busconfig>"""  # starts no services
 _NOTIFIER = Path(__file__).with_name("notifier.py")
 
 
@@ -82,7 +85,8 @@ class Bus:
             cwd="/",
             check=False,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             timeout=_START,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
@@ -114,13 +118,20 @@ def _named_sleep(name: str) -> str:
 
 
 @contextlib.contextmanager
-def session_bus(home: Path, uid: int, *, display: str = ":1") -> Iterator[Bus]:
-    """A dbus-daemon of the user `uid`, whose home is `home`."""
+def session_bus(
+    home: Path, uid: int, *, display: str = ":1", services: bool = True
+) -> Iterator[Bus]:
+    """A dbus-daemon of the user `uid`, whose home is `home`; it starts `services` when they are used."""
     runtime = Path(tempfile.mkdtemp(prefix="session-agent-bus-"))
     os.chown(runtime, uid, uid)
     environment = desktop_environment(home, runtime, display)
     reading, writing = os.pipe()
-    command = ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--print-address={writing}"]
+    config = "--session"
+    if not services:
+        (runtime / "bus.conf").write_text(_BARE)
+        (runtime / "bus.conf").chmod(0o644)
+        config = f"--config-file={runtime}/bus.conf"
+    command = ["dbus-daemon", config, "--nofork", "--nopidfile", f"--print-address={writing}"]
     try:
         with process(command, environment=environment, uid=uid, pass_fds=[writing]) as daemon:
             os.close(writing)

@@ -39,6 +39,15 @@ def test_the_vault_comes_first_and_labels_are_for_people() -> None:
     )
 
 
+def test_the_order_is_the_same_whatever_that_of_the_mounts_and_knows_no_capitals() -> None:
+    names = ["b/x", "Archive", "wiki", "b", "Work", "archive"]
+    orders = [[mark.path for mark in marks(*some)] for some in (names, names[::-1])]
+    assert orders[0] == orders[1]
+    assert [path.removeprefix("/vault") for path in orders[0]] == [
+        *("", "/Archive", "/archive", "/b", "/b/x", "/wiki", "/Work")
+    ]
+
+
 def test_a_branch_elsewhere_is_named_by_its_path() -> None:
     data = render(b"", marks("/mnt/gdrive", "wiki", cloud_mounts="/mnt/gdrive|gdrive"), NONE).data
     assert data.splitlines()[1:] == [b"file:///mnt/gdrive", b"file:///vault/wiki Wiki"]
