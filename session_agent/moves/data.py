@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from errno import EINVAL, ENOSYS, ENOTSUP, ENOTTY, ENXIO, EPERM, EXDEV
 
 from session_agent.fsutil.syscalls import start_writing
 from session_agent.moves.progress import Progress
 
-_CHUNK = 8 << 20
+_CHUNKS = (128 << 10, 8 << 20)  # bytes in one call: at least, at most
+_FIRST_CHUNK = 1 << 20
+_CALL_SECONDS = (0.05, 0.5)  # a call that is sooner done makes the next larger, a later one smaller
 _NEXT_WAY = frozenset({EXDEV, EINVAL, ENOSYS, ENOTSUP})
 _NO_CLONE = frozenset({EXDEV, EINVAL, ENOSYS, ENOTSUP, ENOTTY, EPERM})
 _FICLONE = 0x40049409  # _IOW(0x94, 9, int); linux/fs.h
@@ -42,22 +45,32 @@ def copy_data(source: int, target: int, status: os.stat_result, progress: Progre
     """
     size = status.st_size
     position = 0
+    chunk = _FIRST_CHUNK
     ways = list(WAYS)
     while position < size:
         end = size
         if status.st_blocks * 512 < size:
             position, end = _next_data(source, position, size)
         while position < end:
-            done = _copy_part(ways, source, target, position, min(end - position, _CHUNK))
+            begun = time.monotonic()
+            done = _copy_part(ways, source, target, position, min(end - position, chunk))
             if done == 0:
                 raise SourceChangedError
-            if done == _CHUNK:  # a large file: the disk need not wait for the end of it
+            if done == chunk:  # a large file: the disk need not wait for the end of it
                 with contextlib.suppress(OSError):
                     start_writing(target, position, done)
             position += done
             progress.add(done)
+            chunk = _next_chunk(chunk, time.monotonic() - begun)
     if os.fstat(target).st_size != size and status.st_blocks * 512 < size:
         os.ftruncate(target, size)
+
+
+def _next_chunk(chunk: int, seconds: float) -> int:
+    """How much to copy in the next call: progress is to be seen, and cancelling heard, on slow ones too."""
+    if seconds < _CALL_SECONDS[0]:
+        return min(2 * chunk, _CHUNKS[1])
+    return max(chunk // 2, _CHUNKS[0]) if seconds > _CALL_SECONDS[1] else chunk
 
 
 def _next_data(fd: int, position: int, size: int) -> tuple[int, int]:

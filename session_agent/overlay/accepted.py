@@ -30,11 +30,12 @@ class MoveOptions:
 
 @dataclass(frozen=True, slots=True)
 class MoveView:
-    """A move as status shows it. Counts are of what is staged."""
+    """A move as status shows it. Counts are of what is staged, `rate` is in bytes a second."""
 
     record: Record
     bytes: int
     files: int
+    rate: float
     paused: str
 
 
@@ -61,7 +62,9 @@ class Moving:
     def view(self) -> MoveView:
         """The move as it is now."""
         progress = self.job.progress
-        return MoveView(self.record, progress.bytes, progress.files, self.paused)
+        return MoveView(
+            self.record, progress.bytes, progress.files, progress.rate, self.paused
+        )
 
     def told(self) -> bytes:
         """The value of the extended attribute that the moving file has."""
