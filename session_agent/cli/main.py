@@ -14,7 +14,10 @@ import session_agent
 from session_agent.cli.output import tell_error
 from session_agent.errors import EXIT_FAILED, EXIT_OK, AgentError
 
-_VERBS = ("first-launch", "mounts", "status", "stop", "recover", "serve", "plan", "policy")
+_VERBS = (
+    *("first-launch", "mounts", "status", "moves", "stop", "recover", "serve"),
+    *("plan", "policy"),
+)
 _INTERRUPTED = 130  # what a shell reports for SIGINT
 
 

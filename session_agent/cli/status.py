@@ -9,6 +9,7 @@ from session_agent.cli.output import print_json, shown
 from session_agent.errors import EXIT_DEGRADED, EXIT_FAILED, EXIT_OK
 from session_agent.lifecycle import session, status
 from session_agent.lifecycle.control import StatusDocument
+from session_agent.moves.record import State
 
 _EXIT = {"running": EXIT_OK, "degraded": EXIT_DEGRADED, "stopped": EXIT_FAILED}
 
@@ -44,5 +45,19 @@ def _print(document: StatusDocument) -> None:
     for name, branch in zip(names, document.branches, strict=True):
         line = f"{branch.mode}  {branch.state:<5}  {branch.path}"
         click.echo(f"  {name.ljust(width)}  {shown(line)}")
+    told = _moves(document)
+    if told:
+        click.echo(f"{told}: see `session-agent moves`")
     for warning in document.warnings:
         click.echo(f"warning: {shown(warning)}")
+
+
+def _moves(document: StatusDocument) -> str:
+    under_way = sum(move.under_way for move in document.moves)
+    failed = sum(move.state is State.FAILED for move in document.moves)
+    told = []
+    if under_way:
+        told.append("1 move is under way" if under_way == 1 else f"{under_way} moves are under way")
+    if failed:
+        told.append("1 move has failed" if failed == 1 else f"{failed} moves have failed")
+    return ", ".join(told)

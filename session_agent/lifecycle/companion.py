@@ -1,11 +1,11 @@
 """The companion: a process of the session user's beside the agent, that deals with the desktop.
 
 The desktop comes up some time after the agent, and may start anew. The companion waits for it, gives
-the branches their emblems, and shows a notification when one dies or comes back. The agent itself
-could not: as root it must not act on the user's bus, and a child of the process that has the
-branches' files open would tell their servers, when it ends, that each was closed (see
-overlay/branches.py). So the companion is forked before any branch is opened, is the user for good,
-and hears of the branches over a socket. It ends when that is closed.
+the branches their emblems, and shows a notification when one dies or comes back, and when a move
+failed or took long. The agent itself could not: as root it must not act on the user's bus, and a
+child of the process that has the branches' files open would tell their servers, when it ends, that
+each was closed (see overlay/branches.py). So the companion is forked before any branch is opened, is
+the user for good, and hears of branches and moves over a socket. It ends when that is closed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from session_agent.desktop.memory import Memory
 from session_agent.desktop.notify import notify
 from session_agent.errors import AgentError
 from session_agent.fsutil import bounded
+from session_agent.lifecycle.move_status import MoveStatus
+from session_agent.lifecycle.notices import notices
 from session_agent.lifecycle.session import Place
 from session_agent.model import Branch, MountState
 
@@ -40,11 +42,14 @@ _MESSAGE_LIMIT = 1 << 20  # bytes
 _FIRST_LOOK = 1.0  # seconds from one look for the desktop to the next, growing up to the last one
 _LAST_LOOK = 10.0
 _SECOND_TIME = 20.0  # seconds after which emblems.sh, which runs when the desktop starts, is done
+_GATHER = 2.0  # seconds; moves that end within them are told of at once
+_MOVES_LIMIT = 1000  # that wait for a desktop; more are not told of
 _END_SECONDS = 1.0
 
 
 class _Message(msgspec.Struct, frozen=True):
-    branches: list[Branch]
+    branches: list[Branch] | None = None
+    move: MoveStatus | None = None
 
 
 class Companion:
@@ -56,11 +61,17 @@ class Companion:
 
     def tell(self, branches: Sequence[Branch]) -> None:
         """What the branches are now: all of them, each time."""
-        message = msgspec.to_builtins(_Message(list(branches)))
+        self._send(_Message(branches=list(branches)))
+
+    def tell_move(self, move: MoveStatus) -> None:
+        """A move has ended that the user should hear of."""
+        self._send(_Message(move=move))
+
+    def _send(self, message: _Message) -> None:
         # Full, or gone: it hears of the next change, or cannot be helped.
         with contextlib.suppress(BlockingIOError, ConnectionError):
             # Through `json`, as a path that is not UTF-8 holds lone surrogates.
-            self._connection.send(json.dumps(message).encode("ascii"))
+            self._connection.send(json.dumps(msgspec.to_builtins(message)).encode("ascii"))
 
     def end(self) -> None:
         """End it."""
@@ -101,6 +112,8 @@ class _Work:
         self._look_after = _FIRST_LOOK
         self._again_at: float | None = None
         self._notification = 0
+        self._moves: list[MoveStatus] = []
+        self._tell_moves_at: float | None = None
 
     def run(self) -> None:
         """Until the agent is gone."""
@@ -108,7 +121,7 @@ class _Work:
             watched = [self._connection.fileno(), *([self._process] if self._process >= 0 else [])]
             ready, _, _ = select.select(watched, [], [], self._patience())
             if self._connection.fileno() in ready and not self._listen():
-                return
+                return self._tell_moves()
             if self._process in ready:
                 self._desktop_ended()
             self._do_what_is_due()
@@ -116,6 +129,8 @@ class _Work:
     def _patience(self) -> float | None:
         """Seconds until there is something to do; None if only events can bring it."""
         times = [self._again_at, self._debounce.next_time()]
+        if self._desktop is not None:
+            times.append(self._tell_moves_at)
         if self._desktop is None and self._branches:
             times.append(self._look_at)
         due = min((when for when in times if when is not None), default=None)
@@ -126,13 +141,21 @@ class _Work:
         data = self._connection.recv(_MESSAGE_LIMIT)
         if not data:
             return False
+        message = msgspec.convert(json.loads(data), _Message)
+        if message.branches is not None:
+            self._take_branches(message.branches)
+        if message.move is not None and len(self._moves) < _MOVES_LIMIT:
+            self._moves.append(message.move)
+            self._tell_moves_at = self._tell_moves_at or time.monotonic() + _GATHER
+        return True
+
+    def _take_branches(self, branches: list[Branch]) -> None:
         known = {branch.name for branch in self._branches}
-        self._branches = msgspec.convert(json.loads(data), _Message).branches
+        self._branches = branches
         up = {branch.name: branch.state is MountState.ALIVE for branch in self._branches}
         self._debounce.see(up, time.monotonic())
         if known != up.keys() and self._desktop is not None:
             self._again_at = time.monotonic()
-        return True
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()
@@ -144,6 +167,8 @@ class _Work:
             self._give_emblems(self._desktop)
         if changes and self._desktop is not None:
             self._notify(self._desktop, changes)
+        if self._tell_moves_at is not None and now >= self._tell_moves_at:
+            self._tell_moves()
 
     def _look(self) -> None:
         self._desktop = find(self._place.user.uid)
@@ -191,6 +216,17 @@ class _Work:
                     icon=emblems.STORAGE if up else emblems.UNAVAILABLE,
                     replaces=self._notification,
                 )
+            except AgentError as error:
+                log.warning("%s", error)
+
+    def _tell_moves(self) -> None:
+        """Tell of the moves that have ended; of those that ended before there was a desktop, then."""
+        if self._desktop is None:
+            return
+        told, self._moves, self._tell_moves_at = self._moves, [], None
+        for notice in notices(told):
+            try:
+                notify(self._desktop, notice.summary, notice.body, icon=notice.icon)
             except AgentError as error:
                 log.warning("%s", error)
 

@@ -21,6 +21,7 @@ import msgspec
 from session_agent.errors import ControlError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle import state
+from session_agent.lifecycle.move_status import MoveStatus
 from session_agent.lifecycle.session import Place
 from session_agent.model import Mode, MountState, printable
 
@@ -29,15 +30,16 @@ REQUEST_LIMIT = 4096  # bytes
 ANSWER_LIMIT = 1 << 20  # bytes
 ANSWER_SECONDS = 1.5
 
-Verb = Literal["status", "stop"]
+Verb = Literal["status", "stop", "cancel", "acknowledge"]
 Message = TypeVar("Message", "Request", "Answer")
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client says."""
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a client says. `argument` is the move that `cancel` and `acknowledge` are about."""
 
     version: int
     verb: Verb
+    argument: str = ""
 
 
 class BranchStatus(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ class BranchStatus(msgspec.Struct, frozen=True):
 
 
 class StatusDocument(msgspec.Struct, frozen=True):
-    """What `status --json` prints, and `root_branch` besides.
+    """What `status --json` prints, and `root_branch` and `moves_left_out` besides.
 
     Typed, because to root the answer of a socket in the user's home is no more than the user's word.
     """
@@ -59,19 +61,20 @@ class StatusDocument(msgspec.Struct, frozen=True):
     vault: str
     pid: int | None = None
     branches: tuple[BranchStatus, ...] = ()
-    moves: tuple[Any, ...] = ()
+    moves: tuple[MoveStatus, ...] = ()
     warnings: tuple[str, ...] = ()
     root_branch: str = ""
+    moves_left_out: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The shape that stays."""
         document: dict[str, Any] = msgspec.to_builtins(self)
-        del document["root_branch"]
+        del document["root_branch"], document["moves_left_out"]
         return document
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the agent says: its status (also when told to stop), or an error with its hint."""
+    """What the agent says: its status, whatever it was told to do; or an error with its hint."""
 
     version: int = VERSION
     document: StatusDocument | None = None
@@ -98,7 +101,7 @@ class NotListeningError(ControlError):
     """There is no control socket, or nobody behind it."""
 
 
-def consult(place: Place, verb: Verb = "status") -> Running | None:
+def consult(place: Place, verb: Verb = "status", argument: str = "") -> Running | None:
     """Who serves this session, and the answer to `verb`; None if nobody does.
 
     All of it is done with the session user's rights, in a child: the home may hang. Raises
@@ -107,7 +110,7 @@ def consult(place: Place, verb: Verb = "status") -> Running | None:
     limit = 2 * ANSWER_SECONDS
     try:
         found = bounded.run(
-            lambda: _consult(place.state_dir, place.user.uid, verb),
+            lambda: _consult(place.state_dir, place.user.uid, Request(VERSION, verb, argument)),
             list[Running],
             time_limit=limit,
             user=place.user,
@@ -125,7 +128,7 @@ def consult(place: Place, verb: Verb = "status") -> Running | None:
     return found[0] if found else None
 
 
-def _consult(state_dir: str, uid: int, verb: Verb) -> list[Running]:
+def _consult(state_dir: str, uid: int, request: Request) -> list[Running]:
     folder = state.find(state_dir)
     if folder is None:
         return []
@@ -136,14 +139,14 @@ def _consult(state_dir: str, uid: int, verb: Verb) -> list[Running]:
         problem = f"An agent in another container uses the state directory {printable(state_dir)}."
         return [Running(0, None, problem)]
     try:
-        return [Running(pid, ask(folder, verb, {0, uid}))]
+        return [Running(pid, ask(folder, request, {0, uid}))]
     except NotListeningError as error:
         return [Running(pid, None, str(error), starting=True)]
     except ControlError as error:
         return [Running(pid, None, str(error))]
 
 
-def ask(folder: int, verb: Verb, trusted: set[int]) -> StatusDocument:
+def ask(folder: int, request: Request, trusted: set[int]) -> StatusDocument:
     """What the agent of the state directory `folder` answers. Raises ControlError."""
     deadline = time.monotonic() + ANSWER_SECONDS
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -151,7 +154,7 @@ def ask(folder: int, verb: Verb, trusted: set[int]) -> StatusDocument:
             _connect(connection, address(folder), deadline)
             if peer(connection.getsockopt)[1] not in {*trusted, os.geteuid()}:
                 raise ControlError("The control socket is somebody else's.", "Remove it.")
-            connection.sendall(encode(Request(VERSION, verb)))
+            connection.sendall(encode(request))
             line = _receive(connection, deadline)
         except TimeoutError:
             raise ControlError(

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
@@ -14,7 +14,7 @@ import trio
 from session_agent.errors import ControlError
 from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import control, state
-from session_agent.lifecycle.control import Answer, Request, StatusDocument
+from session_agent.lifecycle.control import Answer, Request, StatusDocument, Verb
 from session_agent.model import SessionUser
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,14 @@ log = logging.getLogger(__name__)
 _CLIENT_SECONDS = 5.0  # from connect to the answer's last byte
 _CLIENTS = 16  # served at a time; more are turned away
 
-Handler = Callable[[], StatusDocument]
+Handler = Callable[[str], Awaitable[StatusDocument]]
+"""Is given the request's argument. Raises ControlError with what the client is told instead."""
 
 
 class ControlServer:
     """Listens in the state directory `folder`. `handlers` is called in the trio thread, by verb."""
 
-    def __init__(self, folder: int, user: SessionUser, handlers: dict[str, Handler]) -> None:
+    def __init__(self, folder: int, user: SessionUser, handlers: dict[Verb, Handler]) -> None:
         self._handlers = handlers
         self._trusted = {0, os.geteuid(), user.uid}
         self._clients = 0
@@ -73,7 +74,10 @@ class ControlServer:
                 error=f"The agent speaks version {control.VERSION}, not {request.version}.",
                 hint="Restart the agent after an upgrade: session-agent stop, then first-launch.",
             )
-        return Answer(document=self._handlers[request.verb]())
+        try:
+            return Answer(document=await self._handlers[request.verb](request.argument))
+        except ControlError as error:
+            return Answer(error=error.message, hint=error.hint)
 
 
 def _listen(folder: int, user: SessionUser) -> socket.socket:

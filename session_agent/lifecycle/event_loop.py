@@ -14,8 +14,9 @@ from session_agent.errors import MountError
 from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import journals, status, vault
 from session_agent.lifecycle.companion import Companion
-from session_agent.lifecycle.control import StatusDocument
-from session_agent.lifecycle.control_server import ControlServer
+from session_agent.lifecycle.control import StatusDocument, Verb
+from session_agent.lifecycle.control_server import ControlServer, Handler
+from session_agent.lifecycle.live_moves import LiveMoves
 from session_agent.lifecycle.privileges import explain
 from session_agent.model import MountState, Session, SessionUser, printable
 from session_agent.moves import strategy
@@ -64,7 +65,9 @@ def serve_vault(
                 f"The vault's path {printable(session.vault)} leads elsewhere since just now.",
                 "Let nobody but root and the session user change the folders above it.",
             )
-        usable = trio.run(_main, overlay, session, helper, warnings, folder, ready)
+        moves = LiveMoves(overlay, journal, session.vault)
+        moves.tell_ends(helper.tell_move)
+        usable = trio.run(_main, overlay, moves, session, helper, warnings, folder, ready)
     finally:
         overlay.close()
         if journal is not None:
@@ -90,6 +93,7 @@ def _options(settings: Settings, helper: Companion) -> OverlayOptions:
 
 async def _main(
     overlay: Overlay,
+    moves: LiveMoves,
     session: Session,
     helper: Companion,
     warnings: Sequence[str],
@@ -111,22 +115,22 @@ async def _main(
         log.info("the vault %s is ready", printable(session.vault))
         ready()
 
-    def tell_status() -> StatusDocument:
-        return status.of_running(session, overlay.branch_states(), warnings)
-
-    def stop() -> StatusDocument:
-        log.info("told to stop")
-        nursery.start_soon(_end, overlay)
-        return tell_status()
-
     def tell_companion() -> None:
         states = overlay.branch_states()
         helper.tell(
             [replace(b, state=states.get(b.name, MountState.DEAD)) for b in session.branches]
         )
 
-    server = ControlServer(folder, session.user, {"status": tell_status, "stop": stop})
     async with trio.open_nursery() as nursery:
+
+        def stop() -> None:
+            log.info("told to stop")
+            nursery.start_soon(_end, overlay)
+
+        def document() -> StatusDocument:
+            return status.of_running(session, overlay.branch_states(), moves.statuses(), warnings)
+
+        server = ControlServer(folder, session.user, _handlers(document, stop, moves))
         nursery.start_soon(_stop_on_signal, overlay)
         nursery.start_soon(server.run)
         nursery.start_soon(announce)
@@ -134,6 +138,29 @@ async def _main(
         await overlay.run()
         nursery.cancel_scope.cancel()
     return usable
+
+
+def _handlers(
+    document: Callable[[], StatusDocument], end: Callable[[], None], moves: LiveMoves
+) -> dict[Verb, Handler]:
+    """What the control socket's verbs do. Each is answered with the status as it is then."""
+
+    async def tell_status(_: str) -> StatusDocument:
+        return document()
+
+    async def stop(_: str) -> StatusDocument:
+        end()
+        return document()
+
+    async def cancel(move_id: str) -> StatusDocument:
+        moves.cancel(move_id)
+        return document()
+
+    async def acknowledge(move_id: str) -> StatusDocument:
+        await moves.acknowledge(move_id)
+        return document()
+
+    return {"status": tell_status, "stop": stop, "cancel": cancel, "acknowledge": acknowledge}
 
 
 async def _stop_on_signal(overlay: Overlay) -> None:

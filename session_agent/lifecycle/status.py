@@ -13,17 +13,22 @@ from session_agent.errors import TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle import control, vault
 from session_agent.lifecycle.control import BranchStatus, StatusDocument
+from session_agent.lifecycle.move_status import MoveStatus, as_many_as_fit
 from session_agent.lifecycle.session import Place
 from session_agent.model import MountState, Session, printable
 from session_agent.mounts.names import below
 
 
 def of_running(
-    session: Session, states: Mapping[str, MountState], warnings: Sequence[str]
+    session: Session,
+    states: Mapping[str, MountState],
+    moves: Sequence[MoveStatus],
+    warnings: Sequence[str],
 ) -> StatusDocument:
     """What the agent that serves `session` says of itself.
 
-    `states` is by branch name. A branch that is not in it could not be opened.
+    `states` is by branch name. A branch that is not in it could not be opened. Of the moves the first are
+    told, as many as fit.
     """
     branches = tuple(
         BranchStatus(
@@ -35,13 +40,16 @@ def of_running(
         for branch in session.branches
     )
     alive = all(branch.state is MountState.ALIVE for branch in branches)
+    told, left_out = as_many_as_fit(moves)
     return StatusDocument(
         state="running" if alive else "degraded",
         vault=printable(session.vault),
         pid=os.getpid(),
         branches=branches,
+        moves=told,
         warnings=tuple(map(printable, warnings)),
         root_branch=printable(session.root_branch),
+        moves_left_out=left_out,
     )
 
 

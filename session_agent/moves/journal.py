@@ -61,7 +61,7 @@ class Journal:
                 except BaseException:
                     os.close(self._folder)
                     raise
-                self.problems += self._unread()
+                self.problems += _unread(self._folder)
         except OSError as error:
             raise UserFileError(
                 f"The journal of moves in the state directory cannot be used: {error.strerror}.",
@@ -117,7 +117,7 @@ class Journal:
             self._fd = self._folder = -1
 
     def _take(self, record: Record) -> None:
-        if record.live or record.state is State.FAILED:
+        if _counts(record):
             self._records[record.id] = record
         else:
             self._records.pop(record.id, None)
@@ -127,46 +127,17 @@ class Journal:
         for name in map(os.fsencode, os.listdir(self._folder)):
             if name.startswith(_NEW):  # of a run that was killed while it wrote the journal anew
                 os.unlink(name, dir_fd=self._folder)
-        try:
-            fd = open_at(self._folder, NAME, os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
+        data = _contents(self._folder)
+        if data is None:
             return
-        with open(fd, "rb") as file:
-            data = file.read(_READ_LIMIT + 1)
-        problem = self._parse(data)
+        records, problem = _parse(data)
+        for record in records:
+            self._take(record)
         if problem:
             kept = SET_ASIDE + str(int(time.time())).encode() + secrets.token_hex(2).encode()
             # A link, not a rename: until the new journal is in place this one is the journal.
             os.link(NAME, kept, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             os.fsync(self._folder)
-
-    def _parse(self, data: bytes) -> str:
-        """Take the records in `data`; answers what is wrong with it, if anything is."""
-        if len(data) > _READ_LIMIT:
-            return "too large"
-        header, _, rest = data.partition(b"\n")
-        if not header.startswith(_HEADER) or header != _HEADER + b"%d" % VERSION:
-            return "another version" if data else ""
-        problem = ""
-        for line in rest.split(b"\n"):
-            if not line:
-                continue
-            try:
-                checksum, _, text = line.partition(b" ")
-                if int(checksum, 16) != zlib.crc32(text):
-                    raise ValueError
-                self._take(msgspec.json.decode(text, type=Record))
-            except (ValueError, msgspec.MsgspecError):
-                problem = "a broken record"
-        return problem
-
-    def _unread(self) -> list[str]:
-        names = sorted(os.fsencode(name) for name in os.listdir(self._folder))
-        return [
-            f"{os.fsdecode(name)} in the state directory holds moves that could not be read; it is kept"
-            for name in names
-            if name.startswith(SET_ASIDE)
-        ]
 
     def _compact(self) -> None:
         # With the journal as it is nothing is lost, so failing at this is no error.
@@ -193,6 +164,69 @@ class Journal:
             raise
         self._size = len(data)
         return fd
+
+
+def read(folder: int) -> tuple[list[Record], list[str]]:
+    """The moves that `Journal.records` would answer, and what is wrong; changes nothing.
+
+    `folder` is a descriptor of the state directory; all is done with the rights that the caller has. OSError.
+    """
+    listing = os.open(b".", LISTING, dir_fd=folder)
+    try:
+        data = _contents(listing)
+        problems = _unread(listing)
+    finally:
+        os.close(listing)
+    records, problem = ([], "") if data is None else _parse(data)
+    if problem:
+        problems.append(f"The journal of moves cannot be read as a whole: {problem}.")
+    last = {record.id: record for record in records}
+    return [record for record in last.values() if _counts(record)], problems
+
+
+def _counts(record: Record) -> bool:
+    return record.live or record.state is State.FAILED
+
+
+def _contents(folder: int) -> bytes | None:
+    """What the journal holds, None if there is none; more than the limit is cut off behind it."""
+    try:
+        fd = open_at(folder, NAME, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        return file.read(_READ_LIMIT + 1)
+
+
+def _parse(data: bytes) -> tuple[list[Record], str]:
+    """Every record in `data`, in its order, and what is wrong with it, if anything is."""
+    if len(data) > _READ_LIMIT:
+        return [], "too large"
+    header, _, rest = data.partition(b"\n")
+    if not header.startswith(_HEADER) or header != _HEADER + b"%d" % VERSION:
+        return [], "another version" if data else ""
+    records = []
+    problem = ""
+    for line in rest.split(b"\n"):
+        if not line:
+            continue
+        try:
+            checksum, _, text = line.partition(b" ")
+            if int(checksum, 16) != zlib.crc32(text):
+                raise ValueError
+            records.append(msgspec.json.decode(text, type=Record))
+        except (ValueError, msgspec.MsgspecError):
+            problem = "a broken record"
+    return records, problem
+
+
+def _unread(folder: int) -> list[str]:
+    names = sorted(os.fsencode(name) for name in os.listdir(folder))
+    return [
+        f"{os.fsdecode(name)} in the state directory holds moves that could not be read; it is kept"
+        for name in names
+        if name.startswith(SET_ASIDE)
+    ]
 
 
 def _line(record: Record) -> bytes:

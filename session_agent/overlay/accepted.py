@@ -62,9 +62,7 @@ class Moving:
     def view(self) -> MoveView:
         """The move as it is now."""
         progress = self.job.progress
-        return MoveView(
-            self.record, progress.bytes, progress.files, progress.rate, self.paused
-        )
+        return MoveView(self.record, progress.bytes, progress.files, progress.rate, self.paused)
 
     def told(self) -> bytes:
         """The value of the extended attribute that the moving file has."""

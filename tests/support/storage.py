@@ -90,11 +90,13 @@ class RcloneMount:
 
 
 @contextlib.contextmanager
-def rclone(behind: Path, path: Path, *, remote: str = "cloud") -> Iterator[RcloneMount]:
+def rclone(
+    behind: Path, path: Path, *, remote: str = "cloud", bandwidth: str = "off"
+) -> Iterator[RcloneMount]:
     """`behind`, served by `rclone serve webdav` on 127.0.0.1 and mounted at `path`.
 
     The options are those of the rclone volume plugin as Kasm's documentation sets it up. Both
-    folders are made if they are not there.
+    folders are made if they are not there. `bandwidth` is rclone's --bwlimit, such as 1M a second.
     """
     behind.mkdir(parents=True, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,8 @@ def rclone(behind: Path, path: Path, *, remote: str = "cloud") -> Iterator[Rclon
         environment = {f"RCLONE_CONFIG_{remote.upper()}_{key}": config[key] for key in config}
         options = "--allow-other --uid 1000 --gid 1000 --vfs-cache-mode off --dir-cache-time 10s"
         process = _start_rclone(
-            ["mount", f"{remote}:", str(path), *options.split()], environment=environment
+            ["mount", f"{remote}:", str(path), "--bwlimit", bandwidth, *options.split()],
+            environment=environment,
         )
         killer = threading.Timer(RCLONE_LIFE, process.kill)
         killer.daemon = True

@@ -20,7 +20,7 @@ from session_agent.errors import SettingsError
 from session_agent.lifecycle.report import Report, StepReport, StepState
 
 ROOT = Path(__file__).parents[3]
-VERBS = ["first-launch", "mounts", "status", "stop", "recover", "serve", "plan", "policy"]
+VERBS = ["first-launch", "mounts", "status", "moves", "stop", "recover", "serve", "plan", "policy"]
 GROUPS = {"policy": ["check", "explain", "diff", "test"]}
 # What is typed for each command: a verb, or a verb and what it is a group of.
 COMMANDS = [

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 _SERVE = """
 import os, sys, trio
+from session_agent.errors import ControlError
 from session_agent.lifecycle import state
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.control_server import ControlServer
@@ -39,12 +40,18 @@ if delay:
 
 async def main():
     async with trio.open_nursery() as nursery:
-        def stop():
+        async def status(_):
+            return document
+        async def stop(_):
             nursery.cancel_scope.cancel()
             return document
+        async def cancel(move_id):
+            raise ControlError(f"There is no {move_id}.", "Look it up.")
         await trio.sleep(delay)
         document = StatusDocument("running", "/caf\\udce9", os.getpid())
-        server = ControlServer(folder, user, {"status": lambda: document, "stop": stop})
+        server = ControlServer(
+            folder, user, {"status": status, "stop": stop, "cancel": cancel}
+        )
         nursery.start_soon(server.run)
         if not delay:
             print("listening", flush=True)
@@ -116,6 +123,20 @@ def test_stop(server: Server) -> None:
     control.consult(server.place, "stop")
     assert server.process.wait(10) == 0
     assert control.consult(server.place) is None
+
+
+def test_a_verb_may_have_an_argument_and_may_be_refused(server: Server) -> None:
+    running = control.consult(server.place, "cancel", "caf\udce9")
+    assert running is not None
+    assert (running.document, running.starting) == (None, False)
+    assert running.problem == "There is no caf\udce9. Look it up."
+    assert status(server).document is not None
+
+
+def test_an_argument_too_long_for_a_request(server: Server) -> None:
+    running = control.consult(server.place, "cancel", "x" * control.REQUEST_LIMIT)
+    assert running is not None
+    assert "not understood" in running.problem
 
 
 def test_the_socket_is_for_the_owner_alone(server: Server) -> None:
@@ -279,7 +300,7 @@ def test_a_server_that_answers_nonsense(
     listener.close()
     try:
         with pytest.raises(ControlError, match=told):
-            control.ask(folder, "status", {os.getuid()})
+            control.ask(folder, control.Request(1, "status"), {os.getuid()})
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -322,7 +343,7 @@ class TestWhoMayAsk:
 
         def ask() -> None:
             with pytest.raises(ControlError, match="somebody else's"):
-                control.ask(folder, "status", {NOBODY - 1})
+                control.ask(folder, control.Request(1, "status"), {NOBODY - 1})
 
         for path in (Path(server.place.state_dir), Path(server.place.state_dir) / "control.sock"):
             path.chmod(0o777)

@@ -31,7 +31,7 @@ def session(*mounts: Mount, root: str = "/root-branch", vault: str = "/vault") -
 def document(*mounts: Mount) -> StatusDocument:
     described = session(*mounts)
     states = {mount.name: mount.state for mount in mounts}
-    return status.of_running(described, states, described.warnings)
+    return status.of_running(described, states, (), described.warnings)
 
 
 class TestStatusDocument:
@@ -52,7 +52,7 @@ class TestStatusDocument:
         assert document(mount("a", state)).state == "degraded"
 
     def test_a_branch_that_could_not_be_opened_is_dead(self) -> None:
-        told = status.of_running(session(mount("a")), {}, ())
+        told = status.of_running(session(mount("a")), {}, (), ())
         assert told.branches[0].state is MountState.DEAD
 
     def test_names_that_are_no_text(self) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from session_agent.model import SessionUser
-from session_agent.moves.journal import NAME, SET_ASIDE, Journal
+from session_agent.moves.journal import NAME, SET_ASIDE, Journal, read
 from session_agent.moves.record import End, Identity, Record, State, decode, encode
 
 ME = SessionUser("me", os.geteuid(), os.getegid(), (), "/")
@@ -100,7 +100,10 @@ def test_damage_is_never_taken_for_a_record(data: st.DataObject) -> None:
             position = data.draw(st.integers(0, len(text) - 1))
             text[position] ^= data.draw(st.integers(1, 255))
             Path(path, FILE).write_bytes(text)
+            looked_at = read(folder)
+            assert Path(path, FILE).read_bytes() == text
             records, problems = _read(folder)
+            assert (looked_at[0], bool(looked_at[1])) == (records, bool(problems))
             assert all(record in (_record(1), _record(2)) for record in records)
             assert problems or len(records) == 2
             assert _read(folder)[0] == records, "the second reading differs"
