@@ -18,6 +18,6 @@ def test_ten_thousand_folders_and_a_thousand_groups() -> None:
 
 def test_the_report_has_them() -> None:
     figures = policy.PolicyFigures(10, 2, 0.5, 0.00025, 512.0, 3)
-    assert "|      10 |      2 |    0.50 |          0.2 |          25.00 |       0.5 |     3 |" in (
+    assert "| 10      |      2 |    0.50 |          0.2 |          25.00 |       0.5 |     3 |" in (
         report.as_text(replace(RUN, policy=[figures]))
     )
