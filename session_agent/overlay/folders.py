@@ -42,7 +42,7 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
     """
     handle = vault.handles.folder(handle_id)
     if start == 0:
-        await _rewind(handle)
+        await _rewind(vault, handle)
     position = start
     while position < handle.virtual:
         if not await _reply_virtual(vault, handle, position, reply):
@@ -53,7 +53,7 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
     while True:
         names = handle.names[position : position + _BATCH]
         if not names:
-            if not await _read_more(handle):
+            if not await _read_more(vault, handle):
                 return
             continue
         try:
@@ -142,7 +142,7 @@ def _reply_plain(
     return True
 
 
-async def _rewind(handle: FolderHandle) -> None:
+async def _rewind(vault: Vault, handle: FolderHandle) -> None:
     if handle.entries is not None:
         handle.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
         handle.entries = None
@@ -153,10 +153,12 @@ async def _rewind(handle: FolderHandle) -> None:
     shifted = handle.node.shifted
     arrivals = () if shifted is None else tuple(shifted.arrivals)
     handle.names = [b".", b"..", *(handle.node.mounted or ()), *arrivals]
+    if vault.limits is not None:
+        handle.names = vault.limits.shown(handle.node, handle.names)
     handle.virtual = len(handle.names)
 
 
-async def _read_more(handle: FolderHandle) -> bool:
+async def _read_more(vault: Vault, handle: FolderHandle) -> bool:
     """Add the next names to the handle's; False at the end."""
     if handle.entries is None:
         return False
@@ -164,6 +166,8 @@ async def _read_more(handle: FolderHandle) -> bool:
         names = await handle.node.branch.call(handle.caller, calls.take, handle.entries, _BATCH)
         if not names:
             return False
+        if vault.limits is not None:
+            names = vault.limits.shown(handle.node, names)
         virtual = handle.names[: handle.virtual]
         departures = () if handle.node.shifted is None else handle.node.shifted.departures
         shown = [

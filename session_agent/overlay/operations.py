@@ -185,7 +185,7 @@ class VaultOperations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        if ctx.pid == self._announcer and self._vault.tree[inode] in self._vault.branch_roots:
+        if self._announces(self._vault.tree[inode], ctx):
             # The kernel tells whoever watches the folder; that is all that is wanted.
             status = await attributes.get_status(self._vault, inode, self._caller(ctx))
             return self._attributes(self._vault.tree[inode], status)
@@ -200,6 +200,9 @@ class VaultOperations(pyfuse3.Operations):
         caller = self._caller(ctx)
         status = await attributes.set_attributes(self._vault, inode, changes, fh, caller)
         return self._attributes(self._vault.tree[inode], status)
+
+    def _announces(self, node: Node, ctx: RequestContext) -> bool:
+        return ctx.pid == self._announcer and node in self._vault.branch_roots
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

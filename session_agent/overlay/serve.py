@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from errno import EAGAIN
 
@@ -28,8 +28,11 @@ from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.ends import branch_of, open_folder
+from session_agent.overlay.limited import LimitedOperations
+from session_agent.overlay.limits import Limit, Limits
 from session_agent.overlay.moving import resume
 from session_agent.overlay.operations import VaultOperations
+from session_agent.overlay.restricting import restrict
 from session_agent.overlay.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -67,7 +70,10 @@ class Overlay:
         options: OverlayOptions,
         mountpoint: str | None = None,
         journal: Journal | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        """With `limits` a policy holds; they are changed by `restrict` alone."""
+        self._limits = limits
         self._session = session
         self._options = options
         self._mountpoint = mountpoint or session.vault
@@ -110,6 +116,7 @@ class Overlay:
             move_options=self._options.moves,
             journal=self._journal,
         )
+        self._vault.limits = self._limits
         return warnings
 
     def recover(self, journal: Journal, user: SessionUser) -> list[Finding]:
@@ -139,9 +146,8 @@ class Overlay:
             options.add("allow_other")
         os.umask(0)  # the kernel has applied the caller's already
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
-        operations = VaultOperations(
-            self._vault, self._options.cache_seconds, self._options.announcer
-        )
+        kind = VaultOperations if self._limits is None else LimitedOperations
+        operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)
         polling.install()
         try:
             pyfuse3.init(operations, self._mountpoint, options)
@@ -205,6 +211,12 @@ class Overlay:
         """Call `tell`, in the trio thread, with the record of each background move that has ended."""
         assert self._vault is not None
         self._vault.background.on_end = tell
+
+    async def restrict(self, roots: Mapping[str, Limit]) -> None:
+        """The policy has come to another outcome: from now on these limits hold, by branches' names."""
+        assert self._vault is not None
+        assert self._limits is not None
+        await restrict(self._vault, self._limits, roots)
 
     def stop(self) -> None:
         """Make `run` return. To be called in the trio thread."""

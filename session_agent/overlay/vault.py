@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from errno import ENOTCONN, EPERM, ESTALE
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -25,6 +25,9 @@ from session_agent.overlay.background import Background
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
+
+if TYPE_CHECKING:
+    from session_agent.overlay.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Vault:
         self.moves: dict[Node, trio.Event] = {}  # what is being moved to another branch just now
         self.move_options = move_options or MoveOptions()
         self.journal = journal
+        self.limits: Limits | None = None  # where a policy holds
         self.background = Background(self)
         self.branch_roots: list[FolderNode] = []
         for branch in sorted(branches, key=lambda branch: branch.info.name.count("/")):

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,16 @@ class Vault:
         finally:
             hold.unlink()
 
+    def restrict(self, limits: Mapping[str, object]) -> None:
+        """Let these limits hold; returns when they do, and the kernel has forgotten what it knew."""
+        file = self.state / "limits"
+        file.write_text(json.dumps(limits), encoding="utf-8")
+        os.kill(self.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + _PATIENCE
+        while file.exists():
+            assert time.monotonic() < deadline, "the overlay does not take its limits"
+            time.sleep(0.002)
+
     def expect(self, pattern: str) -> None:
         """The running test makes the overlay warn of this, at least once."""
         self._expected.append(pattern)
@@ -187,11 +198,12 @@ def serve(
     inline_bytes: int | None = None,
     in_one_step: bool = False,
     state: Path | None = None,
+    limits: Mapping[str, object] | None = None,
 ) -> Iterator[Vault]:
     """The overlay over the storage's branches, or over `branches`: name in the vault -> folder.
 
     With `inline_bytes` it keeps a journal in `state`, or beside the vault, and moves what is larger in the
-    background. `in_one_step`: it may move by file handle.
+    background. `in_one_step`: it may move by file handle. `limits`: as vault_process reads them.
     """
     if branches is None:
         branches = {name: place.branch(name) for name in BRANCHES}
@@ -206,6 +218,7 @@ def serve(
             "folder_limit": folder_limit,
             "inline_bytes": inline_bytes,
             "in_one_step": in_one_step,
+            "limits": limits,
         }
         arguments = [str(path), str(place.root), str(state), json.dumps(options)]
         arguments += [f"{name}={folder}" for name, folder in branches.items()]

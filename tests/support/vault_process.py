@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -17,6 +18,7 @@ from session_agent import model
 from session_agent.moves import failpoint, strategy
 from session_agent.moves.journal import Journal
 from session_agent.overlay.accepted import MoveOptions
+from session_agent.overlay.limits import Limit, Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
 
 USER = model.SessionUser("root", 0, 0, (), "/root")
@@ -35,7 +37,12 @@ def main() -> None:
         journal = _journal(state)
         failpoint.hook = partial(_hold, state)
     served = OverlayOptions(cache_seconds=options["cache_seconds"], moves=moves)
-    overlay = Overlay(session, served, journal=journal)
+    limits = None
+    if options["limits"] is not None:
+        limits = Limits(
+            _limits(options["limits"]), lambda *what: logging.info("refused %s %s %d", *what)
+        )
+    overlay = Overlay(session, served, journal=journal, limits=limits)
     try:
         problems = overlay.open_branches()
         assert not problems, problems
@@ -44,7 +51,7 @@ def main() -> None:
         if journal is not None:
             overlay.recover(journal, USER)
         overlay.mount()
-        trio.run(_until_told, overlay)
+        trio.run(_until_told, overlay, state)
     finally:
         overlay.close()
         if journal is not None:
@@ -72,12 +79,31 @@ def _hold(state: str, point: str) -> None:
         time.sleep(0.005)
 
 
-async def _until_told(overlay: Overlay) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+def _limits(text: dict[str, Any]) -> dict[str, Limit]:
+    return {name: _limit(limit) for name, limit in text.items()}
+
+
+def _limit(text: Any) -> Limit:
+    """Of "rw", or ["rw", {name: the same again}]; null only leads to others."""
+    grant, below = text if isinstance(text, list) else (text, {})
+    return Limit(
+        None if grant is None else model.Grant(grant),
+        {os.fsencode(name): _limit(limit) for name, limit in below.items()},
+    )
+
+
+async def _until_told(overlay: Overlay, state: str) -> None:
+    """SIGUSR1: the limits in the state folder's file hold from now on."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(overlay.run)
             os.write(1, b"mounted\n")
-            async for _ in signals:
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    file = trio.Path(state, "limits")
+                    await overlay.restrict(_limits(json.loads(await file.read_text())))
+                    await file.unlink()
+                    continue
                 await overlay.stop_moves()
                 overlay.stop()
                 break
