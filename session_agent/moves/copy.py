@@ -13,17 +13,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
+import time
 from dataclasses import dataclass, field
 from errno import EBUSY, EINVAL, EIO, ELOOP, ENOENT, ENOSYS, ENOTDIR, ENOTSUP, EPERM
+from functools import partial
 
 from session_agent.fsutil.at import FOLDER, LISTING, open_at, remove_tree, stat_at
 from session_agent.fsutil.syscalls import syncfs
-from session_agent.moves.attributes import copy_attributes
+from session_agent.moves.attributes import copy_attributes, inherits_acls
 from session_agent.moves.data import SourceChangedError, clone, copy_data
-from session_agent.moves.names import plain_names
+from session_agent.moves.names import plain_entries
 from session_agent.moves.plan import Place, failed, identity
 from session_agent.moves.progress import Progress
 from session_agent.moves.snapshot import NEVER, Copied, Snapshot
+from session_agent.moves.workers import Result, Workers, wait_for
 
 _CHANGED = frozenset(
     {ENOENT, ENOTDIR, ELOOP}
@@ -46,10 +50,16 @@ class Staging:
     single: bool  # one file: fsync it; a tree: one syncfs at the end
     progress: Progress
     trusted: bool
+    workers: Workers
+    inherited: bool  # whether files made in the target's folder get ACLs from it
+    distrusted: bool  # whether a file's size counts only after it was closed: network file systems
     cloning: bool = True  # until the file systems have refused
     cloned: bool = False
     losses: set[str] = field(default_factory=set)
     links: dict[tuple[int, int], tuple[bytes, ...]] = field(default_factory=dict)
+    linking: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # one file of several links at a time
 
 
 def stage(
@@ -58,6 +68,7 @@ def stage(
     stage_name: bytes,
     progress: Progress,
     *,
+    workers: Workers,
     previous: Copied | None = None,
     trusted: bool = False,
 ) -> tuple[Copied, Staging]:
@@ -76,6 +87,9 @@ def stage(
         single=not stat.S_ISDIR(status.st_mode),
         progress=progress,
         trusted=trusted,
+        workers=workers,
+        inherited=inherits_acls(target.folder),
+        distrusted=os.major(os.fstat(target.folder).st_dev) == 0,
     )
     copied = _copy(staging, source.folder, source.name, target.folder, stage_name, (), previous)
     if not staging.single:
@@ -112,11 +126,37 @@ def _copy(
             return kept
         remove_tree(to_folder, to_name)
     if status.st_nlink > 1 and not staging.single:
-        known = staging.links.get(identity(status))
-        if known is not None and _link(staging, known, to_folder, to_name):
-            staging.progress.add(files=1)
-            return Copied(Snapshot.of(status), identity(stat_at(to_folder, to_name)))
-        staging.links[identity(status)] = path
+        with staging.linking:
+            return _copy_linked(staging, folder, name, to_folder, to_name, path, status)
+    return _copy_anew(staging, folder, name, to_folder, to_name, status)
+
+
+def _copy_linked(
+    staging: Staging,
+    folder: int,
+    name: bytes,
+    to_folder: int,
+    to_name: bytes,
+    path: tuple[bytes, ...],
+    status: os.stat_result,
+) -> Copied:
+    """A file with several links: the first one met is copied, the others are linked to that copy."""
+    known = staging.links.get(identity(status))
+    if known is not None and _link(staging, known, to_folder, to_name):
+        staging.progress.add(files=1)
+        return Copied(Snapshot.of(status), identity(stat_at(to_folder, to_name)))
+    staging.links[identity(status)] = path
+    return _copy_anew(staging, folder, name, to_folder, to_name, status)
+
+
+def _copy_anew(
+    staging: Staging,
+    folder: int,
+    name: bytes,
+    to_folder: int,
+    to_name: bytes,
+    status: os.stat_result,
+) -> Copied:
     if stat.S_ISREG(status.st_mode):
         return _copy_file(staging, folder, name, to_folder, to_name)
     return _copy_special(staging, folder, name, to_folder, to_name, status)
@@ -171,8 +211,8 @@ def _copy_special(
         try:
             if stat.S_IFMT(os.fstat(copy_fd).st_mode) != stat.S_IFMT(status.st_mode):
                 raise failed(ENOTSUP, os.fsdecode(name))  # rclone makes an empty file of a FIFO
-            copy_attributes(staging.losses, source_fd, copy_fd, status)
-            copy = identity(os.fstat(copy_fd))
+            made = copy_attributes(staging.losses, source_fd, copy_fd, status)
+            copy = identity(made)
         finally:
             os.close(copy_fd)
     finally:
@@ -215,28 +255,11 @@ def _copy_folder(
         copy_fd = _staged_folder(staging, to_folder, to_name, previous, status)
         try:
             copied = Copied(Snapshot.of(status), identity(os.fstat(copy_fd)))
-            names = plain_names(below)
+            names = plain_entries(below)
             if previous is not None or staging.trusted:
                 for gone in {os.fsencode(one) for one in os.listdir(copy_fd)}.difference(names):
                     remove_tree(copy_fd, gone)
-            known = {} if previous is None else previous.entries
-            for entry_name in names:
-                try:
-                    copied.entries[entry_name] = _copy(
-                        staging,
-                        below,
-                        entry_name,
-                        copy_fd,
-                        entry_name,
-                        (*path, entry_name),
-                        known.get(entry_name),
-                    )
-                except (SourceChangedError, OSError) as error:
-                    if isinstance(error, OSError) and error.errno not in _CHANGED:
-                        raise
-                    # The rest need not be copied again for it: it is what has changed next time.
-                    remove_tree(copy_fd, entry_name)
-                    copied.entries[entry_name] = Copied(NEVER, (0, 0))
+            _copy_entries(staging, below, copy_fd, names, path, previous, copied)
             copy_attributes(staging.losses, below, copy_fd, status)
         finally:
             os.close(copy_fd)
@@ -244,6 +267,44 @@ def _copy_folder(
         os.close(below)
     staging.progress.add(files=1)
     return copied
+
+
+def _copy_entries(
+    staging: Staging,
+    below: int,
+    copy_fd: int,
+    names: dict[bytes, bool],
+    path: tuple[bytes, ...],
+    previous: Copied | None,
+    copied: Copied,
+) -> None:
+    """The entries of a folder; folders among them by other threads, where there are some to spare."""
+    known = {} if previous is None else previous.entries
+
+    def entry(name: bytes) -> Copied:
+        try:
+            return _copy(staging, below, name, copy_fd, name, (*path, name), known.get(name))
+        except (SourceChangedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _CHANGED:
+                raise
+            # The rest need not be copied again for it: it is what has changed next time.
+            remove_tree(copy_fd, name)
+            return Copied(NEVER, (0, 0))
+
+    results: dict[bytes, Result[Copied]] = {}
+    files, started = 0, time.monotonic()
+    try:
+        for name, is_folder in names.items():
+            if is_folder:
+                results[name] = staging.workers.run(partial(entry, name))
+            else:
+                copied.entries[name] = entry(name)
+                files += 1
+        if not results:
+            staging.workers.took(files, time.monotonic() - started)
+    finally:
+        wait_for(results.values())  # before the descriptors that they use are closed
+    copied.entries.update((name, result.get()) for name, result in results.items())
 
 
 def _staged_folder(
@@ -287,15 +348,18 @@ def _copy_file(
             else:
                 staging.cloning = staging.cloning and not status.st_size
                 copy_data(source_fd, copy_fd, status, staging.progress)
-            copy_attributes(staging.losses, source_fd, copy_fd, status)
+            made = copy_attributes(
+                staging.losses, source_fd, copy_fd, status, inherited=staging.inherited
+            )
             if staging.single:
                 os.fsync(copy_fd)
-            copy = identity(os.fstat(copy_fd))
         finally:
             os.close(copy_fd)  # raises where a network file system reports a failed save here
-        if stat_at(to_folder, to_name).st_size != status.st_size:
+        if staging.distrusted:
+            made = stat_at(to_folder, to_name)
+        if made.st_size != status.st_size:
             raise failed(EIO, staging.target.label)
     finally:
         os.close(source_fd)
     staging.progress.add(files=1)
-    return Copied(Snapshot.of(status), copy)
+    return Copied(Snapshot.of(status), identity(made))

@@ -133,6 +133,7 @@ class Job:
         for stage in self._stages:
             size = measure(stage.source)
             check_room(stage.target, size.disk_bytes)
+            stage.files = size.files
             self._note(
                 total_bytes=self.record.total_bytes + size.bytes,
                 total_files=self.record.total_files + size.files,
@@ -290,6 +291,7 @@ class Job:
                 stage.copied_now,
                 grave_name(self._id, number),
                 renamed=len(olds) > 1,
+                files=stage.files,
             )
             for number, (old, stage) in enumerate(zip(olds, self._stages, strict=True))
         ]

@@ -26,6 +26,11 @@ def grave_name(move_id: str, number: int = 0) -> bytes:
 
 def plain_names(folder: int) -> list[bytes]:
     """The names in a folder, but for the reserved ones. `folder` must be open for reading."""
+    return list(plain_entries(folder))
+
+
+def plain_entries(folder: int) -> dict[bytes, bool]:
+    """The same, each with whether it is a folder."""
     with os.scandir(folder) as entries:
-        names = [os.fsencode(entry.name) for entry in entries]
-    return [name for name in names if not name.startswith(RESERVED_PREFIX)]
+        found = {os.fsencode(entry.name): entry.is_dir(follow_symlinks=False) for entry in entries}
+    return {name: one for name, one in found.items() if not name.startswith(RESERVED_PREFIX)}

@@ -30,6 +30,7 @@ from session_agent.moves.record import End, Identity, Record, State, decode
 from session_agent.moves.retire import bring_back, remove_unchanged, retire
 from session_agent.moves.snapshot import Copied, Snapshot
 from session_agent.moves.strategy import Options
+from session_agent.moves.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -223,9 +224,12 @@ class _Recovery:
         if _status(old, grave) is None:
             return True
         copied = _match(old.folder, grave, new.folder, new.name, partly=True)
-        if copied is not None and remove_unchanged(old.folder, grave, copied):
-            fsync_folder(old.folder)
-            return True
+        if copied is not None:
+            with Workers(0) as workers:
+                gone = remove_unchanged(old.folder, grave, copied, workers)
+            if gone:
+                fsync_folder(old.folder)
+                return True
         bring_back(old, grave)
         return False
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from errno import EEXIST, EINVAL
+from functools import partial
 
 from session_agent.fsutil.at import (
     LISTING,
@@ -25,14 +27,17 @@ from session_agent.moves.data import SourceChangedError
 from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.moves.plan import Place
 from session_agent.moves.snapshot import Copied, verify
+from session_agent.moves.workers import Result, Workers, wait_for
 
 log = logging.getLogger(__name__)
 
 
-def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -> bool:
+def retire(
+    source: Place, copied: Copied, grave: bytes, renamed: bool = False, files: int = 0
+) -> bool:
     """Remove the source durably; False if it, or something in it, had to be kept.
 
-    `renamed`: it has been given the name that `source` says since it was copied.
+    `renamed`: it has been given the name that `source` says since it was copied. `files`: how many there are.
 
     A folder is renamed to the reserved name `grave` first, so that it is gone at once. What has to be kept
     of it comes back under the old name, or beside it if that is taken by now.
@@ -43,7 +48,9 @@ def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -
         return False
     if copied.source.format == stat.S_IFDIR:
         os.rename(source.name, grave, src_dir_fd=source.folder, dst_dir_fd=source.folder)
-        if not remove_unchanged(source.folder, grave, copied):
+        with Workers(files) as workers:
+            gone = remove_unchanged(source.folder, grave, copied, workers)
+        if not gone:
             bring_back(source, grave)
             return False
     else:
@@ -52,7 +59,7 @@ def retire(source: Place, copied: Copied, grave: bytes, renamed: bool = False) -
     return True
 
 
-def remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
+def remove_unchanged(folder: int, name: bytes, copied: Copied, workers: Workers) -> bool:
     """Remove `name` as far as it is what was copied; whether it is gone.
 
     Whatever stands in the way is a reason to keep it, and never to leave it under a reserved name: a file
@@ -60,7 +67,7 @@ def remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
     """
     try:
         if copied.source.format == stat.S_IFDIR:
-            return _remove_folder(folder, name, copied)
+            return _remove_folder(folder, name, copied, workers)
         if not copied.source.still_holds(stat_at(folder, name), below_renamed=True):
             return False
         os.unlink(name, dir_fd=folder)
@@ -72,7 +79,7 @@ def remove_unchanged(folder: int, name: bytes, copied: Copied) -> bool:
     return True
 
 
-def _remove_folder(folder: int, name: bytes, copied: Copied) -> bool:
+def _remove_folder(folder: int, name: bytes, copied: Copied, workers: Workers) -> bool:
     below = open_at(folder, name, LISTING)
     try:
         mode = stat.S_IMODE(os.fstat(below).st_mode)
@@ -80,16 +87,7 @@ def _remove_folder(folder: int, name: bytes, copied: Copied) -> bool:
             mode & 0o700 != 0o700
         ):  # a rename does not need to write into it, so this must not either
             os.fchmod(below, mode | 0o700)
-        with os.scandir(below) as listing:
-            names = [os.fsencode(entry.name) for entry in listing]
-        empty = True
-        for entry_name in names:
-            if entry_name.startswith(RESERVED_PREFIX):  # left by a move that was killed
-                remove_tree(below, entry_name)
-                continue
-            entry = copied.entries.get(entry_name)
-            if entry is None or not remove_unchanged(below, entry_name, entry):
-                empty = False
+        empty = _remove_entries(below, copied, workers)
         if not empty and mode & 0o700 != 0o700:
             os.fchmod(below, mode)
     finally:
@@ -97,6 +95,32 @@ def _remove_folder(folder: int, name: bytes, copied: Copied) -> bool:
     if empty:
         os.rmdir(name, dir_fd=folder)
     return empty
+
+
+def _remove_entries(below: int, copied: Copied, workers: Workers) -> bool:
+    with os.scandir(below) as listing:
+        names = [os.fsencode(entry.name) for entry in listing]
+    results: list[Result[bool]] = []
+    empty = True
+    files, started = 0, time.monotonic()
+    try:
+        for name in names:
+            entry = copied.entries.get(name)
+            if name.startswith(RESERVED_PREFIX):  # left by a move that was killed
+                remove_tree(below, name)
+            elif entry is None:
+                empty = False
+            elif entry.source.format == stat.S_IFDIR:
+                results.append(workers.run(partial(remove_unchanged, below, name, entry, workers)))
+            else:
+                empty = remove_unchanged(below, name, entry, workers) and empty
+                files += 1
+        if not results:
+            workers.took(files, time.monotonic() - started)
+    finally:
+        wait_for(results)  # before the descriptor that they use is closed
+    gone = [result.get() for result in results]
+    return empty and all(gone)
 
 
 def bring_back(source: Place, grave: bytes) -> None:

@@ -12,6 +12,7 @@ from session_agent.moves.data import SourceChangedError
 from session_agent.moves.plan import Place, failed
 from session_agent.moves.progress import Progress
 from session_agent.moves.snapshot import Copied, verify
+from session_agent.moves.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Stage:
     copied: Copied | None = None
     cloned: bool = False
     losses: set[str] = field(default_factory=set)
+    files: int = 0  # how many there are, if known
 
     def build(self, progress: Progress, *, trusted: bool = False) -> None:
         """Copy, durably. What is there is brought up to date if it is `trusted`, or was built by this object.
@@ -36,14 +38,16 @@ class Stage:
         """
         if self.copied is None and not trusted:
             discard(self.target, self.name)
-        self.copied, staging = copy.stage(
-            self.source,
-            self.target,
-            self.name,
-            progress,
-            previous=self.copied,
-            trusted=trusted,
-        )
+        with Workers(self.files) as workers:
+            self.copied, staging = copy.stage(
+                self.source,
+                self.target,
+                self.name,
+                progress,
+                workers=workers,
+                previous=self.copied,
+                trusted=trusted,
+            )
         self.cloned = self.cloned or staging.cloned
         self.losses |= staging.losses
 
