@@ -24,6 +24,7 @@ from dataclasses import replace
 import msgspec
 
 from session_agent.desktop import emblems
+from session_agent.desktop.bookmarks import bookmarks_path
 from session_agent.desktop.bus import Desktop, find
 from session_agent.desktop.debounce import Debounce
 from session_agent.desktop.labels import labels
@@ -44,6 +45,7 @@ _LAST_LOOK = 10.0
 _SECOND_TIME = 20.0  # seconds after which emblems.sh, which runs when the desktop starts, is done
 _GATHER = 2.0  # seconds; moves that end within them are told of at once
 _MOVES_LIMIT = 1000  # that wait for a desktop; more are not told of
+_REDRAW_AFTER = 1.0  # seconds that Thunar may take to look at a folder again
 _END_SECONDS = 1.0
 
 
@@ -74,16 +76,20 @@ class Companion:
             self._connection.send(json.dumps(msgspec.to_builtins(message)).encode("ascii"))
 
     def end(self) -> None:
-        """End it."""
+        """End it, if need be by force. One that is stuck in a home that hangs is left to the system."""
         self._connection.close()
-        deadline = time.monotonic() + _END_SECONDS
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-                if time.monotonic() > deadline:
-                    os.kill(self.pid, signal.SIGKILL)
-                    os.waitpid(self.pid, 0)
-                    return
-                time.sleep(0.01)
+            if not self._ended_within(_END_SECONDS):
+                os.kill(self.pid, signal.SIGKILL)
+                self._ended_within(_END_SECONDS)
+
+    def _ended_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
 
 def start(place: Place) -> Companion:
@@ -111,6 +117,7 @@ class _Work:
         self._look_at = 0.0
         self._look_after = _FIRST_LOOK
         self._again_at: float | None = None
+        self._redraw_at: float | None = None
         self._notification = 0
         self._moves: list[MoveStatus] = []
         self._tell_moves_at: float | None = None
@@ -128,7 +135,7 @@ class _Work:
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do; None if only events can bring it."""
-        times = [self._again_at, self._debounce.next_time()]
+        times = [self._again_at, self._redraw_at, self._debounce.next_time()]
         if self._desktop is not None:
             times.append(self._tell_moves_at)
         if self._desktop is None and self._branches:
@@ -169,6 +176,11 @@ class _Work:
             self._notify(self._desktop, changes)
         if self._tell_moves_at is not None and now >= self._tell_moves_at:
             self._tell_moves()
+        if self._redraw_at is not None and now >= self._redraw_at:
+            self._redraw_at = None
+            # Thunar reads its bookmarks anew, and draws the side pane.
+            with contextlib.suppress(OSError):
+                os.utime(bookmarks_path(self._place.config_home))
 
     def _look(self) -> None:
         self._desktop = find(self._place.user.uid)
@@ -198,6 +210,8 @@ class _Work:
             for b in self._branches
         ]
         change = emblems.apply(desktop, self._place.vault, branches, self._memory)
+        if change.changed:
+            self._redraw_at = time.monotonic() + _REDRAW_AFTER
         if change.problem:
             log.warning("emblems: %s", change.problem)
         elif change.changed:

@@ -131,7 +131,7 @@ class LimitedOperations(VaultOperations):
         ctx: RequestContext,
     ) -> Any:
         node = self._node(inode)
-        if not self._announces(node, ctx):
+        if not self._announces(node, fields, ctx):
             self._limits.change(node, "setattr", ctx.uid)
         return await super().setattr(inode, attr, fields, fh, ctx)
 

@@ -185,7 +185,7 @@ class VaultOperations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        if self._announces(self._vault.tree[inode], ctx):
+        if self._announces(self._vault.tree[inode], fields, ctx):
             # The kernel tells whoever watches the folder; that is all that is wanted.
             status = await attributes.get_status(self._vault, inode, self._caller(ctx))
             return self._attributes(self._vault.tree[inode], status)
@@ -201,8 +201,12 @@ class VaultOperations(pyfuse3.Operations):
         status = await attributes.set_attributes(self._vault, inode, changes, fh, caller)
         return self._attributes(self._vault.tree[inode], status)
 
-    def _announces(self, node: Node, ctx: RequestContext) -> bool:
-        return ctx.pid == self._announcer and node in self._vault.branch_roots
+    def _announces(self, node: Node, fields: pyfuse3.SetattrFields, ctx: RequestContext) -> bool:
+        """Whether this is the announcer's touch of a branch, and no other change."""
+        if ctx.pid != self._announcer or node not in self._vault.branch_roots:
+            return False
+        others = (fields.update_size, fields.update_mode, fields.update_uid, fields.update_gid)
+        return not any(others)
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

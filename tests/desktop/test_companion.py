@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.support import storage
-from tests.support.desktop import Bus, notification_service, session_bus, wait_until
+from tests.support.desktop import Bus, notification_service, process, session_bus, wait_until
 from tests.support.session import USER, KasmSession, kasm_session, step
 
 pytestmark = [
@@ -120,6 +120,37 @@ def test_a_drive_that_dies_is_told_once(session: KasmSession, bus: Bus) -> None:
         assert (session.vault / "gdrive").is_dir()
         with pytest.raises(OSError, match="not connected"):
             os.listdir(session.vault / "gdrive")
+
+
+def test_a_drive_that_is_dead_from_the_start(session: KasmSession, bus: Bus) -> None:
+    with drive(session) as mounted, bus.stand_in():
+        mounted.kill()
+        session.first_launch(2)
+        wait_for_emblems(bus, session.vault / "gdrive", DOWN)
+        assert (session.vault / "gdrive").is_dir()
+        assert "gdrive" in os.listdir(session.vault)
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(session.vault / "gdrive")
+        with pytest.raises(OSError, match="not connected"):
+            (session.vault / "gdrive/new.md").write_text("")
+
+
+def test_watchers_are_told_and_the_folder_is_not_changed(session: KasmSession, bus: Bus) -> None:
+    session.first_launch(0)
+    host = session.base / "host/engineering"
+    before = host.stat()
+    log = session.base / "events"
+    command = ["inotifywait", "-m", "-e", "attrib", "--format", "%e %f", str(session.vault)]
+    with process(command, environment=bus.environment, log=log):
+        wait_until(lambda: "established" in log.read_text(), "inotifywait")
+        with bus.stand_in():
+            wait_until(lambda: "ATTRIB,ISDIR engineering" in log.read_text(), "the event")
+            wait_until(lambda: "ATTRIB,ISDIR wiki" in log.read_text(), "the read-only one's")
+    after = host.stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+    # Anybody else's touch is one.
+    bus.run("touch", session.vault / "engineering")
+    assert host.stat().st_mtime_ns > before.st_mtime_ns
 
 
 def test_a_drive_that_hangs_and_returns(session: KasmSession, bus: Bus) -> None:
