@@ -77,6 +77,7 @@ class Moving:
                 "total_bytes": view.record.total_bytes,
                 "files": view.files,
                 "total_files": view.record.total_files,
+                "paused": view.paused,
             }
         ).encode()
 

@@ -34,6 +34,7 @@ from session_agent.overlay.following import (
     is_below,
 )
 from session_agent.overlay.polling import elsewhere
+from session_agent.overlay.pressure import disk_is_short, memory_is_short
 from session_agent.overlay.tree import FolderNode, Node, Shifted
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # moves that copy at the same time; more would only share the disk
 _ROUNDS = 3  # of catching up before the node is frozen for the last one
+_LOOK_SECONDS = 1.0  # between two looks at memory and disk, while there are moves
 _MOMENT = 1.0  # seconds that something waits for a source that is being removed
 _PATIENCE = 20.0  # seconds that a rename waits for a move that it touches
 
@@ -218,6 +220,24 @@ class Background:
         async with trio.open_nursery() as nursery:
             async for moving in self._accepted:
                 nursery.start_soon(self._one, moving)
+                nursery.start_soon(self._mind_others, moving)
+
+    async def _mind_others(self, moving: Moving) -> None:
+        """Let the move pause while memory or its disk is short."""
+        progress = moving.job.progress
+        while not moving.done.is_set():
+            with trio.move_on_after(_LOOK_SECONDS):
+                await moving.done.wait()
+                return
+            moving.paused = await trio.to_thread.run_sync(_pressure, moving, abandon_on_cancel=True)
+            if bool(moving.paused) is not progress.paused:
+                log.info(
+                    "%s: %s", moving.record.source.shown, moving.paused or "the copying goes on"
+                )
+            if moving.paused and not moving.committing:
+                progress.pause()
+            else:
+                progress.go_on()
 
     async def stop(self, grace_seconds: float) -> None:
         """Let what is under way end, for so long; then leave the rest to the next start."""
@@ -306,6 +326,18 @@ class Background:
 async def _in_thread(function: Callable[..., object], *arguments: object) -> object:
     with elsewhere:
         return await trio.to_thread.run_sync(function, *arguments)
+
+
+def _pressure(moving: Moving) -> str:
+    """In a thread: why the move had better wait, "" if it need not."""
+    if memory_is_short():
+        return "the copying waits: memory is short"
+    try:
+        if disk_is_short(moving.job.request.target.folder):
+            return "the copying waits: there is little room on the target"
+    except OSError:
+        pass  # it is closed by now, or the copying will meet the same error
+    return ""
 
 
 def _shifted(folder: FolderNode) -> Shifted:

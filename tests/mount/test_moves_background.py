@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 PAIRS = [("alpha", "beta"), ("gamma", "delta"), ("", "alpha")]
 PATIENCE = 10.0  # seconds
+MOVE_XATTR = "user.session_agent.move"
 
 
 @pytest.fixture(scope="module")
@@ -333,15 +334,15 @@ def test_the_extended_attribute_tells(vault: Vault, ends: tuple[Path, Path]) -> 
     old.mkdir()
     (old / "note").write_bytes(DATA)
     with moving(vault, old, new):
-        until(lambda: json.loads(os.getxattr(new, "user.session_agent.move"))["files"] == 2)
-        told = json.loads(os.getxattr(new / "note", "user.session_agent.move"))
+        until(lambda: json.loads(os.getxattr(new, MOVE_XATTR))["files"] == 2)
+        told = json.loads(os.getxattr(new / "note", MOVE_XATTR))
         assert told["bytes"] == told["total_bytes"] == len(DATA)
         assert told["state"] == "staging"
         assert told["to"].endswith("folder/new")
         assert "user.session_agent.move" in os.listxattr(new)
     arrived(vault, old, new)
     until(lambda: "user.session_agent.move" not in os.listxattr(new))
-    assert outcome(lambda: os.getxattr(new, "user.session_agent.move")) == "ENODATA"
+    assert outcome(lambda: os.getxattr(new, MOVE_XATTR)) == "ENODATA"
 
 
 def test_a_target_without_room(vault: Vault) -> None:
@@ -435,3 +436,20 @@ def test_a_move_of_nothing_but_errors(vault: Vault, ends: tuple[Path, Path]) -> 
     assert outcome(lambda: rename(old, ends[1] / "folder")) == "EISDIR"
     assert outcome(lambda: rename(old, vault.path / "readonly/new")) == errno.errorcode[errno.EROFS]
     assert old.read_bytes() == DATA
+
+
+def test_it_pauses_while_the_disk_is_short(vault: Vault) -> None:
+    with folders_in(vault, ("alpha", "delta")) as ends:
+        old, new = ends[0] / "old", ends[1] / "new"
+        old.write_bytes(bytes(1 << 20))
+        room = os.statvfs(vault.backing("delta"))
+        filler = vault.backing("delta") / "filler"
+        with moving(vault, old, new, "staging"):
+            with open(filler, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - (2 << 20))
+            until(lambda: "little room" in json.loads(os.getxattr(new, MOVE_XATTR))["paused"])
+        time.sleep(0.5)
+        assert not behind(vault, new).exists()
+        assert new.read_bytes() == bytes(1 << 20)
+        filler.unlink()
+        arrived(vault, old, new)
