@@ -12,7 +12,7 @@ from session_agent.lifecycle.session import Place
 from session_agent.model import Session, SessionUser
 from session_agent.mounts import mountinfo
 from session_agent.moves.journal import Journal
-from session_agent.moves.record import End
+from session_agent.moves.record import End, encode
 from session_agent.moves.recover import Finding, Found, OpenFolder, open_below, recover, redo
 from session_agent.moves.strategy import MountPoint, Options
 
@@ -69,12 +69,13 @@ def recover_without_agent(
     finally:
         os.close(folder)
     user = Caller(place.user.uid, place.user.gid, place.user.groups)
-    tops = {"": session.root_branch} | {one.name: one.path for one in session.branches}
+    tops = {"": session.root_branch}
+    tops |= {encode(os.fsencode(one.name)): one.path for one in session.branches}
 
     def open_folder(end: End) -> int:
         path = tops.get(end.branch)
         if path is None:
-            raise FileNotFoundError(2, f"the branch {end.branch} is not mounted")
+            raise FileNotFoundError(2, "the branch is not mounted")
         with acting_as(user):
             top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -31,8 +31,8 @@ LIVE = frozenset({State.ACCEPTED, State.STAGING, State.COMMITTING, State.RETIRIN
 class End(msgspec.Struct, frozen=True):
     """A name in a folder of a branch. `folder` is the path below the branch, "" for its own folder.
 
-    `folder` and `name` are percent-encoded, see `encode`: any bytes survive JSON that way. `branch` is the
-    branch's name in the vault, "" for the root branch.
+    Each is percent-encoded, see `encode`: any bytes survive JSON that way. `branch` is the branch's name in
+    the vault, "" for the root branch.
     """
 
     branch: str

@@ -23,15 +23,19 @@ def end_of(folder: FolderNode, name: bytes) -> End:
         steps.append(encode(step.name))
         assert step.parent is not None
         step = step.parent
-    return End(folder.branch.info.name, "/".join(reversed(steps)), encode(name))
+    return End(_branch_name(folder.branch), "/".join(reversed(steps)), encode(name))
 
 
 def branch_of(vault: Vault, end: End) -> OpenBranch:
     """The branch of that end. ENOENT if there is none by that name today."""
     for branch in vault.branches:
-        if branch.info.name == end.branch and branch.fd >= 0:
+        if _branch_name(branch) == end.branch and branch.fd >= 0:
             return branch
     raise failed(2, end.shown)
+
+
+def _branch_name(branch: OpenBranch) -> str:
+    return encode(os.fsencode(branch.info.name))
 
 
 def open_folder(vault: Vault, end: End) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.cases import Closing, rename
-from tests.support.vault import Storage, Vault, outcome
+from tests.support.vault import Storage, Vault, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -176,3 +177,21 @@ def test_figures_of_the_file_systems(vault: Vault, place: Storage) -> None:
     free = sum(one.f_bavail * one.f_frsize for one in behind)
     assert abs(served.f_bavail * served.f_frsize - free) < (1 << 20)
     assert served.f_files == sum(one.f_files for one in behind)
+
+
+def test_moves_between_branches_whose_names_are_no_text(place: Storage) -> None:
+    """A move in the background is written down: so are the branches' names, whatever is in them."""
+    names = ("caf\udce9", "50%20/deep")
+    branches = dict(zip(names, (place.branch("alpha"), place.branch("delta")), strict=True))
+    with serve(place, branches, inline_bytes=100) as vault:
+        for name in ("small", "large"):
+            old, new = (vault.path / branch / name for branch in names)
+            old.write_bytes(b"x" * (10 if name == "small" else 1000))
+            old.rename(new)
+            until_moved = vault.backing(names[1]) / name
+            deadline = time.monotonic() + 10
+            while not until_moved.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert not old.exists()
+            new.unlink()
