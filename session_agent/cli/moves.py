@@ -74,7 +74,7 @@ def command(ctx: click.Context, config: str | None, as_json: bool, watch: bool) 
 @click.argument("move_id", metavar="ID")
 @common
 def cancel(config: str | None, move_id: str) -> int:
-    """Take back a move that is under way. Waits until its copy is removed."""
+    """Take back a move that is under way."""
     ended = moves.cancel(session.find_place(settings(config)), move_id)
     if ended.state is State.CANCELLED:
         click.echo(f"The move is taken back: {shown(ended.source)} is where it was.")
@@ -137,7 +137,7 @@ def _done(move: MoveStatus) -> str:
 
 
 def _notes(move: MoveStatus) -> str:
-    notes = [f"paused: {move.paused}"] if move.paused else []
+    notes = [move.paused] if move.paused else []
     if move.error:
         notes.append(move.reason)
     if move.kept:

@@ -24,11 +24,14 @@ from session_agent.lifecycle import daemon, session
 def command(config: str | None, as_json: bool, force: bool) -> int:
     """Unmount the vault and end the agent of this session.
 
-    Waits until both are done. Programs with files open in the vault get errors from then on. Also
+    Waits until both are done. Moves under way get moves.grace_seconds to end; the next start goes on
+    with what is left of them. Programs with files open in the vault get errors from then on. Also
     removes the mount that a killed agent left behind.
     """
-    place = session.find_place(settings(config))
-    stopped = daemon.stop(place, force=force)
+    loaded = settings(config)
+    place = session.find_place(loaded)
+    grace = loaded.settings.moves.grace_seconds
+    stopped = daemon.stop(place, force=force, grace_seconds=grace)
     if as_json:
         print_json({"stopped": stopped, "vault": shown(place.vault)})
     elif stopped:

@@ -125,18 +125,20 @@ def report(number: int, message: Report) -> None:
     os.close(number)
 
 
-def stop(place: Place, *, force: bool = False) -> bool:
+def stop(place: Place, *, force: bool = False, grace_seconds: float = 0.0) -> bool:
     """End the agent of this session and unmount the vault; False if there was nothing to do.
 
-    Files that are open in the vault are lost to their programs. Raises ControlError if the agent does
-    not end, unless `force`: then it is killed.
+    Files that are open in the vault are lost to their programs. Moves under way get `grace_seconds`, and
+    as much again if they are just being completed. Raises ControlError if the agent does not end, unless
+    `force`: then it is killed.
     """
     running = await_other(place, _STOP_SECONDS, "stop")
     if running is None:
         return _remove_leftover(place)
     if running.pid <= 0:
         raise ControlError(running.problem, "Stop it there.")
-    if not wait_for_end(running.pid, _STOP_SECONDS if running.document is not None else 0.5):
+    patience = _STOP_SECONDS + 2 * grace_seconds
+    if not wait_for_end(running.pid, patience if running.document is not None else 0.5):
         if not force:
             raise ControlError(
                 f"The agent (process {running.pid}) does not end. {running.problem}".rstrip(),

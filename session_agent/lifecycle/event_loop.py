@@ -153,7 +153,7 @@ def _handlers(
         return document()
 
     async def cancel(move_id: str) -> StatusDocument:
-        moves.cancel(move_id)
+        await moves.cancel(move_id)
         return document()
 
     async def acknowledge(move_id: str) -> StatusDocument:

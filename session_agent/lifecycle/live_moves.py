@@ -49,16 +49,26 @@ class LiveMoves:
         ended = self._journal.ended()
         return counting + [one for one in ended if one.background or one.kept or one.losses]
 
-    def cancel(self, move_id: str) -> None:
-        """Let that move end. Raises ControlError if it is not under way, or cannot be taken back any more."""
-        if self._overlay.cancel_move(move_id):
+    async def cancel(self, move_id: str) -> None:
+        """Take that move back. Raises ControlError if it is not under way, or it is too late."""
+        if await self._overlay.cancel_move(move_id):
             return
-        for move in self.statuses():
-            if move.id == move_id and move.under_way:
-                raise ControlError("It is too late: the move is just being completed.")
+        if any(view.record.id == move_id for view in self._overlay.moves()):
+            raise ControlError("It is too late: the move is just being completed.")
+        record = self._journal.get(move_id) if self._journal is not None else None
+        if record is None or not record.live:
+            raise ControlError(
+                f"There is no move {printable(move_id)} under way.",
+                "`session-agent moves` lists them.",
+            )
+        if not record.background:
+            raise ControlError(
+                "The program that asked for it is waiting for its end.",
+                "Only what is moved in the background can be taken back.",
+            )
         raise ControlError(
-            f"There is no move {printable(move_id)} under way.",
-            "`session-agent moves` lists them.",
+            "It is not under way: it waits for a folder that was not there at the agent's start.",
+            "`session-agent recover` goes on with it while the agent is stopped.",
         )
 
     async def acknowledge(self, move_id: str) -> None:

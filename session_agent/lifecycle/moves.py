@@ -17,7 +17,7 @@ from session_agent.moves.journal import Journal
 from session_agent.moves.record import State
 
 _JOURNAL_SECONDS = 3.0
-_CANCEL_SECONDS = 10.0  # for the chunk in flight to end, and the copy to be removed
+_CANCEL_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 
 

@@ -201,12 +201,12 @@ class Background:
         if changed:
             await trio.to_thread.run_sync(note)
 
-    def cancel(self, move_id: str) -> bool:
-        """Let a move end: its file has its old name again. False if there is none of that id, or too late."""
+    async def cancel(self, move_id: str) -> bool:
+        """Take a move back: its file has its old name again. False if there is none, or it is too late."""
         moving = self.live.get(move_id)
-        if moving is None or moving.committing:
+        if moving is None or moving.committing or not await self.withdraw(moving):
             return False
-        moving.job.progress.cancel()
+        _forget_names(moving)
         return True
 
     def views(self) -> list[MoveView]:
@@ -315,10 +315,7 @@ class Background:
         if not moving.done.is_set():
             await _in_thread(moving.job.abandon, state, number)
             self._end(moving)
-            for end in (moving.target, moving.source):
-                pyfuse3.invalidate_entry_async(
-                    pyfuse3.InodeT(end.folder.id), pyfuse3.FileNameT(end.name), ignore_enoent=True
-                )
+            _forget_names(moving)
         else:  # it was taken back: only the copy is left to be removed
             await _in_thread(moving.job.discard)
 
@@ -338,6 +335,14 @@ def _pressure(moving: Moving) -> str:
     except OSError:
         pass  # it is closed by now, or the copying will meet the same error
     return ""
+
+
+def _forget_names(moving: Moving) -> None:
+    """Let the kernel look both names up anew."""
+    for end in (moving.target, moving.source):
+        pyfuse3.invalidate_entry_async(
+            pyfuse3.InodeT(end.folder.id), pyfuse3.FileNameT(end.name), ignore_enoent=True
+        )
 
 
 def _shifted(folder: FolderNode) -> Shifted:

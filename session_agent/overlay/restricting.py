@@ -30,7 +30,9 @@ async def restrict(vault: Vault, limits: Limits, roots: Mapping[str, Limit]) -> 
     for moving in list(vault.background.live.values()):
         for end in (moving.source, moving.target):
             limit = limits.of_folder(end.folder).child(end.name)
-            if limit.grant is not Grant.RW and vault.background.cancel(moving.record.id):
+            if limit.grant is Grant.RW:
+                continue
+            if await vault.background.cancel(moving.record.id):
                 log.warning("%s is not moved: access has ended", moving.record.source.shown)
                 break
     changed = [node for node in known if limits.of(node).grant is not before[node]]

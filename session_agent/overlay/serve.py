@@ -203,9 +203,9 @@ class Overlay:
         """The moves in the background."""
         return [] if self._vault is None else self._vault.background.views()
 
-    def cancel_move(self, move_id: str) -> bool:
+    async def cancel_move(self, move_id: str) -> bool:
         """Take a move in the background back; False if there is none of that id, or it is too late."""
-        return self._vault is not None and self._vault.background.cancel(move_id)
+        return self._vault is not None and await self._vault.background.cancel(move_id)
 
     def on_move_end(self, tell: Callable[[Record], None]) -> None:
         """Call `tell`, in the trio thread, with the record of each background move that has ended."""

@@ -32,7 +32,7 @@ needs_bus = pytest.mark.skipif(
 )
 
 MIB = 1 << 20
-SIZES = {"film": 6 * MIB, "series": 30 * MIB}  # on the drive
+SIZES = {"letter": 10_000, "film": 6 * MIB, "series": 30 * MIB}  # on the drive
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def drive(session: KasmSession) -> Iterator[storage.RcloneMount]:
         storage.tmpfs(session.base / "cloud", size="100m") as folder,
     ):
         os.chown(big, USER, USER)
-        for name in ("film", "series"):
-            (folder / name).write_bytes(os.urandom(SIZES[name]))
+        for name, size in SIZES.items():
+            (folder / name).write_bytes(os.urandom(size))
         yield from _mounted(session, folder)
 
 
@@ -152,6 +152,34 @@ def test_cancelled(session: KasmSession, drive: storage.RcloneMount) -> None:
     again = session.run("moves", "cancel", move_id)
     assert again.returncode == 1
     assert f"There is no move {move_id} under way" in again.stderr
+
+
+def test_one_that_waits_for_its_turn_is_cancelled_at_once(
+    session: KasmSession, drive: storage.RcloneMount
+) -> None:
+    session.first_launch(0)
+    busy = [download(session, name) for name in ("film", "series")]
+    waiting = upload(session, "photo", MIB)
+    assert waiting["state"] == "accepted"
+    assert session.run("moves", "cancel", waiting["id"]).returncode == 0
+    assert (session.vault / "big/photo").stat().st_size == MIB
+    assert not (session.vault / "drive/photo").exists()
+    assert {state_of(session, one["id"]) for one in busy} == {"staging"}
+    assert session.run("moves", "cancel", busy[1]["id"]).returncode == 0
+
+
+def test_a_stop_waits_for_the_grace_period_and_leaves_the_rest_recorded(
+    session: KasmSession, drive: storage.RcloneMount
+) -> None:
+    session.settings["moves"]["grace_seconds"] = 4.0
+    session.first_launch(0)
+    short, long = (download(session, name)["id"] for name in ("letter", "series"))
+    begun = time.monotonic()
+    stopped = session.run("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert 4.0 <= time.monotonic() - begun < 20
+    assert state_of(session, short, 2) == "None"
+    assert state_of(session, long, 2) in ("accepted", "staging")
 
 
 def test_a_failure_stays_until_it_is_acknowledged(
