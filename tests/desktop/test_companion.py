@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import storage
 from tests.support.desktop import Bus, notification_service, process, session_bus, wait_until
-from tests.support.session import USER, KasmSession, kasm_session, step
+from tests.support.session import ROOT, USER, KasmSession, kasm_session, step
 
 pytestmark = [
     pytest.mark.needs_root,
@@ -26,6 +26,7 @@ pytestmark = [
     ),
 ]
 
+SCRIPT = ROOT / "tests/data/kasm/emblems.sh"
 DRIVE = {"gdrive-emblem"}
 DOWN = {"gdrive-emblem", "session-agent-unavailable"}
 
@@ -176,20 +177,44 @@ def test_a_drive_that_hangs_and_returns(session: KasmSession, bus: Bus) -> None:
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_beside_emblems_sh(session: KasmSession, bus: Bus, order: str) -> None:
-    """It sets the provider's emblem in place of what is there, with this very command."""
     session.environment["CLOUD_MOUNTS"] = f"{session.vault}/wiki|s3"
     wiki = session.vault / "wiki"
-    theirs = ("gio", "set", "-t", "stringv", wiki, "metadata::emblems", "s3-emblem")
+
+    def run_the_script() -> None:
+        variable = f"CLOUD_MOUNTS={session.environment['CLOUD_MOUNTS']}"
+        bus.run("env", variable, "bash", "-c", SCRIPT.read_text())
+
+    if order == "before":
+        run_the_script()
+        assert bus.emblems(wiki) == {"s3-emblem"}
+    session.first_launch(0)
+    with bus.stand_in():
+        wait_for_emblems(bus, wiki, {"s3-emblem", "session-agent-read-only"})
+        bookmarks = session.home / ".config/gtk-3.0/bookmarks"
+        before = bookmarks.read_text()
+        run_the_script()
+        assert bus.emblems(wiki) == {"s3-emblem", "session-agent-read-only"}
+        assert bookmarks.read_text() == before
+        assert before.splitlines() == [
+            f"file://{session.vault} Vault",
+            f"file://{session.vault}/engineering Engineering",
+            f"file://{wiki}",
+        ]
+
+
+def test_emblems_that_the_script_has_taken_away_are_given_again(
+    session: KasmSession, bus: Bus
+) -> None:
+    """It does so at each start of the desktop where it cannot find its own bookmark."""
+    session.environment["CLOUD_MOUNTS"] = f"{session.vault}/wiki|s3"
+    wiki = session.vault / "wiki"
     both = {"s3-emblem", "session-agent-read-only"}
     session.first_launch(0)
-    if order == "before":
-        bus.run(*theirs)
     with bus.stand_in():
         wait_for_emblems(bus, wiki, both)
-        if order == "after":
-            bus.run(*theirs)
-            assert bus.emblems(wiki) == {"s3-emblem"}
-            wait_until(lambda: bus.emblems(wiki) == both, "the second time", seconds=30)
+        bus.run("gio", "set", "-t", "stringv", wiki, "metadata::emblems", "s3-emblem")
+        assert bus.emblems(wiki) == {"s3-emblem"}
+        wait_until(lambda: bus.emblems(wiki) == both, "the second time", seconds=30)
 
 
 def test_without_an_agent_first_launch_does_it(session: KasmSession, bus: Bus) -> None:
