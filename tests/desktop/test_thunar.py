@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import storage
-from tests.support.desktop import Bus, process, session_bus, wait_until
+from tests.support.desktop import Bus, has_gi, process, session_bus, wait_until
 from tests.support.screen import COMMANDS, Part, Screen, colours, count, x_server
 from tests.support.session import ROOT, USER, KasmSession, kasm_session
 
@@ -23,6 +23,8 @@ DIALOG = ROOT / "tests/support/file_dialog.py"
 MISSING = [name for name in COMMANDS if shutil.which(name) is None]
 if not list(Path("/usr/lib").glob("*/girepository-1.0/Atspi-2.0.typelib")):
     MISSING.append("gir1.2-atspi-2.0")
+if not has_gi():
+    MISSING.append("python3-gi")
 GREEN, RED, GREY, BROWN, ORANGE = "#15803d", "#dc2626", "#64748b", "#a16207", "#c2410c"
 
 pytestmark = [

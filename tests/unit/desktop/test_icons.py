@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from session_agent.desktop import icons
+from session_agent.desktop.changes import Change
 from session_agent.desktop.icons import NAMES, apply, images, missing
+from session_agent.fsutil import bounded
 from tests.support.as_user import as_user, home_of
 
 PICTURES = images()
@@ -97,6 +99,18 @@ def test_root_installs_nowhere_that_others_can_lead_astray() -> None:
         change = apply(str(roots / "hicolor"), PICTURES, [])
         assert "is not root's alone" in change.problem
         assert list((theirs / EMBLEMS).iterdir()) == []
+
+
+def test_two_agents_at_once(tmp_path: Path) -> None:
+    mine = theme(tmp_path)
+    steps = {n: bounded.start(lambda: apply(str(mine), PICTURES, []), Change) for n in range(4)}
+    for outcome in bounded.collect(steps, 20).values():
+        assert isinstance(outcome, Change)
+        assert outcome.problem == ""
+    assert len(list((mine / EMBLEMS).iterdir())) == 2 * len(NAMES)
+    for name in NAMES:
+        assert (mine / EMBLEMS / f"{name}.svg").read_bytes() == PICTURES[name]
+        assert (mine / EMBLEMS / f"{name}.icon").read_bytes() == icons.description(name)
 
 
 @pytest.mark.needs_root

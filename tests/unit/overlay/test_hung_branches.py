@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import trio.testing
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT
 from session_agent.model import MountState
-from session_agent.overlay import calls
-from session_agent.overlay.branches import RemoteBranch, close_result
+from session_agent.overlay import calls, names
+from session_agent.overlay.branches import OpenBranch, RemoteBranch, close_result
+from session_agent.overlay.tree import ROOT_ID
+from session_agent.overlay.vault import Vault
 from tests.support.branch_calls import errno_of, revived, run, until
+from tests.support.branches import branch as described
 from tests.support.stub_fuse import StubFuse
 from tests.unit.overlay.conftest import LIMIT
 
@@ -284,3 +289,65 @@ def test_a_call_that_was_given_up_still_counts(mounted: RemoteBranch, server: St
             os.fstat(fd)
 
     run(main)
+
+
+def test_a_branch_is_looked_after_though_nobody_uses_it(
+    mounted: RemoteBranch, server: StubFuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RemoteBranch, "_CALM_SECONDS", 0.2)
+    monkeypatch.setattr(RemoteBranch, "_RETRY_SECONDS", 0.2)
+
+    async def main() -> None:
+        assert mounted.is_due()
+        await mounted.look()
+        assert not mounted.is_due()
+        assert mounted.state is MountState.ALIVE
+        server.hang()
+        await until(mounted.is_due)
+        await mounted.look()
+        assert str(mounted.state) == "hung"
+        server.go_on()
+        await until(mounted.is_due)
+        await mounted.look()
+        assert str(mounted.state) == "alive"
+
+    run(main)
+
+
+def test_the_root_of_a_branch_that_does_not_answer_is_the_folder_it_was(
+    mounted: RemoteBranch, server: StubFuse, tmp_path: Path
+) -> None:
+    (tmp_path / "root").mkdir()
+    top = OpenBranch(0, described(""), os.open(tmp_path / "root", os.O_PATH))
+    vault = Vault(top, [mounted], 16)
+
+    async def main() -> None:
+        node, before = await names.lookup(vault, ROOT_ID, b"one", AGENT)
+        server.hang()
+        again, hung = await names.lookup(vault, ROOT_ID, b"one", AGENT)
+        assert (again, hung) == (node, before)
+        assert str(mounted.state) == "hung"
+        with pytest.raises(OSError, match="timed out"):
+            await names.lookup(vault, node.id, b"file", AGENT)
+        server.go_on()
+        await revived(mounted)
+
+    run(main)
+    top.close()
+
+
+def test_the_root_of_a_branch_that_has_never_answered_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    top = OpenBranch(0, described(""), os.open(tmp_path / "root", os.O_PATH))
+    info = replace(described("one"), state=MountState.DEAD)
+    vault = Vault(top, [RemoteBranch(1, info, -1, LIMIT)], 16)
+
+    async def main() -> None:
+        node, status = await names.lookup(vault, ROOT_ID, b"one", AGENT)
+        assert stat.S_ISDIR(status.st_mode)
+        assert status.st_ino == 0  # the kernel is not to keep it
+        with pytest.raises(OSError, match="not connected"):
+            await names.lookup(vault, node.id, b"file", AGENT)
+
+    run(main)
+    top.close()
