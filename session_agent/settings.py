@@ -12,17 +12,17 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import yaml
 
 from session_agent.errors import SettingsError
 from session_agent.model import printable
+from session_agent.rootfile import changeable_by
 
 DEFAULT_FILE = "/etc/session-agent/config.yaml"
 _SIZE_LIMIT = 256 * 1024  # bytes
-_LINK_LIMIT = 40  # what the kernel allows, path_resolution(7)
 
 
 class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +60,25 @@ class MoveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grace_seconds: float = 5.0
 
 
+class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may see what, and whose word is taken for who somebody is (docs/policy.md).
+
+    `file`: the permission policy. `ungoverned`: whether branches that it does not speak of are shown.
+    """
+
+    file: str | None = None
+    ungoverned: Literal["hidden", "shown"] = "hidden"
+    identity_file: str | None = None
+    identity_from_environment: bool = False
+    jwt_keys: str | None = None
+    jwt_file: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_user_claim: str = "sub"
+    jwt_groups_claim: str = "groups"
+    audit_file: str | None = "/var/log/session-agent/audit.jsonl"
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings file, typed. A null path: a default that depends on the session user."""
 
@@ -71,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rooms: RoomSettings = RoomSettings()
     overlay: OverlaySettings = OverlaySettings()
     moves: MoveSettings = MoveSettings()
+    policy: PolicySettings = PolicySettings()
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -80,6 +100,8 @@ class Environment(msgspec.Struct, frozen=True):
     config_home: str = ""  # XDG_CONFIG_HOME
     cloud_mounts: str = ""
     kasm_user_name: str = ""
+    identity: str = ""  # SESSION_AGENT_IDENTITY
+    identity_token: str = ""  # SESSION_AGENT_IDENTITY_TOKEN; a secret
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -108,6 +130,8 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
             config_home=_absolute(variables.get("XDG_CONFIG_HOME", "")),
             cloud_mounts=variables.get("CLOUD_MOUNTS", ""),
             kasm_user_name=variables.get("KASM_USER_NAME", ""),
+            identity=variables.get("SESSION_AGENT_IDENTITY", ""),
+            identity_token=variables.get("SESSION_AGENT_IDENTITY_TOKEN", ""),
         ),
         file="" if data is None else path,
     )
@@ -160,43 +184,13 @@ def _read(path: str, *, required: bool) -> bytes | None:
 
 
 def _refuse_if_others_can_write(path: str) -> None:
-    """Walk to `path`, through links, and refuse where anybody but root could change the outcome."""
-    here = "/"
-    pending = [part for part in path.split("/") if part][::-1]
-    links = 0
-    _refuse_writable(here, os.lstat(here), path)
-    while pending:
-        part = pending.pop()
-        if part in (".", ".."):
-            here = os.path.dirname(here) if part == ".." else here
-            continue
-        step = os.path.join(here, part)
-        status = os.lstat(step)
-        _refuse_writable(step, status, path)
-        if not stat.S_ISLNK(status.st_mode):
-            here = step
-            continue
-        links += 1
-        if links > _LINK_LIMIT:
-            raise SettingsError(f"The settings file {printable(path)} is a loop of symbolic links.")
-        target = os.readlink(step)
-        here = "/" if target.startswith("/") else here
-        pending.extend([part for part in target.split("/") if part][::-1])
-
-
-def _refuse_writable(step: str, status: os.stat_result, path: str) -> None:
-    mode = status.st_mode
-    # A link has no permissions of its own; in a sticky folder nobody can replace root's entry.
-    open_to_others = mode & 0o022 and not stat.S_ISLNK(mode)
-    sticky_folder = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
-    if status.st_uid == 0 and (not open_to_others or sticky_folder):
-        return
-    raise SettingsError(
-        f"The settings file {printable(path)} is refused: others than root can change"
-        f" {printable(step)}.",
-        f"Run as root, the agent trusts only what root alone can write, such as {DEFAULT_FILE}"
-        " (root:root, mode 644).",
-    )
+    step = changeable_by(path)
+    if step:
+        raise SettingsError(
+            f"The settings file {printable(path)} is refused: others than root can change {step}.",
+            f"Run as root, the agent trusts only what root alone can write, such as {DEFAULT_FILE}"
+            " (root:root, mode 644).",
+        )
 
 
 # Parsing
@@ -209,7 +203,7 @@ def _parse(data: bytes, path: str) -> Settings:
     if not isinstance(document, dict):
         raise _wrong(path, lines, "", "expected keys with values, such as `vault: /vault`")
     # A section whose every line is commented out is null.
-    sections = {"mounts", "rooms", "overlay", "moves"}
+    sections = {"mounts", "rooms", "overlay", "moves", "policy"}
     document = {k: v for k, v in document.items() if v is not None or k not in sections}
     try:
         settings = msgspec.convert(document, Settings)
@@ -365,6 +359,10 @@ def _checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], s
             overlay.remote_seconds,
             _is_duration(0.05, 600),
             "expected seconds, from 0.05 to 600",
+        ),
+        *(
+            (f"policy.{name}", getattr(settings.policy, name), _is_folder, _FOLDER.format("/etc/x"))
+            for name in ("file", "identity_file", "jwt_keys", "jwt_file", "audit_file")
         ),
         ("moves.inline_bytes", moves.inline_bytes, _is_count, "expected a number of bytes"),
         ("moves.inline_files", moves.inline_files, _is_count, "expected a number of files"),

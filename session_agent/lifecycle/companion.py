@@ -10,6 +10,7 @@ the user for good, and hears of branches and moves over a socket. It ends when t
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import logging
@@ -34,8 +35,10 @@ from session_agent.errors import AgentError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle.move_status import MoveStatus
 from session_agent.lifecycle.notices import notices
+from session_agent.lifecycle.report import StepState
 from session_agent.lifecycle.session import Place
-from session_agent.model import Branch, MountState
+from session_agent.lifecycle.writers import follow
+from session_agent.model import Branch, Mode, MountState
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ _GATHER = 2.0  # seconds; moves that end within them are told of at once
 _MOVES_LIMIT = 1000  # that wait for a desktop; more are not told of
 _REDRAW_AFTER = 1.0  # seconds that Thunar may take to look at a folder again
 _END_SECONDS = 1.0
+_FOLLOW_SECONDS = 2.0  # for the files in the home, and again for those in the vault
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -92,12 +96,14 @@ class Companion:
         return True
 
 
-def start(place: Place) -> Companion:
+def start(place: Place, cloud_mounts: str = "") -> Companion:
     """Fork the companion. To be called before any branch is opened, and before any thread is started."""
+    # See writers: the session user may not be able to read the interpreter's library.
+    codecs.lookup("utf-8-sig")
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     pid = bounded.start_for_good(
-        lambda: _Work(place, its).run(), place.user, keep={its.fileno(), 2}
+        lambda: _Work(place, its, cloud_mounts).run(), place.user, keep={its.fileno(), 2}
     )
     its.close()
     return Companion(pid, ours)
@@ -106,11 +112,13 @@ def start(place: Place) -> Companion:
 class _Work:
     """The companion's side."""
 
-    def __init__(self, place: Place, connection: socket.socket) -> None:
+    def __init__(self, place: Place, connection: socket.socket, cloud_mounts: str) -> None:
         self._place = place
+        self._cloud_mounts = cloud_mounts
         self._connection = connection
         self._memory = Memory(place.state_dir)
         self._branches: list[Branch] = []
+        self._modes: dict[str, Mode] | None = None
         self._debounce = Debounce()
         self._desktop: Desktop | None = None
         self._process = -1  # a descriptor of the desktop's process
@@ -158,11 +166,24 @@ class _Work:
 
     def _take_branches(self, branches: list[Branch]) -> None:
         known = {branch.name for branch in self._branches}
+        modes = {branch.name: branch.mode for branch in branches}
+        if self._modes is not None and modes != self._modes:
+            self._follow(branches)
+        self._modes = modes
         self._branches = branches
         up = {branch.name: branch.state is MountState.ALIVE for branch in self._branches}
         self._debounce.see(up, time.monotonic())
         if known != up.keys() and self._desktop is not None:
             self._again_at = time.monotonic()
+
+    def _follow(self, branches: list[Branch]) -> None:
+        """The vault shows other branches than it did: bookmarks, Obsidian and rooms follow."""
+        reports = follow(self._place, branches, self._cloud_mounts, time_limit=_FOLLOW_SECONDS)
+        for report in reports:
+            if report.state is not StepState.OK:
+                log.warning("%s: %s", report.name, report.detail)
+            elif report.changed:
+                log.info("%s: changed", report.name)
 
     def _do_what_is_due(self) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from session_agent.lifecycle.first_launch import (
     not_served,
     obstacle,
 )
+from session_agent.lifecycle.permissions import Permissions, restricted
 from session_agent.lifecycle.report import Report, StepReport, StepState
 from session_agent.model import printable
 from session_agent.settings import Loaded
@@ -31,7 +32,7 @@ def rehearse(loaded: Loaded) -> Report:
     if running is None and fault is None:
         fault = obstacle(loaded)
     known = status.not_answering(place, running, loaded.settings.mounts.probe_seconds)
-    session = sessions.build(loaded, place, known)
+    session = restricted(Permissions(loaded), sessions.build(loaded, place, known))
     overlay = fault is None
     if fault is not None:
         vault = not_served(fault)

@@ -6,23 +6,27 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import trio
 
 from session_agent.errors import MountError
 from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import journals, status, vault
+from session_agent.lifecycle.audit import Audit
 from session_agent.lifecycle.companion import Companion
 from session_agent.lifecycle.control import StatusDocument, Verb
 from session_agent.lifecycle.control_server import ControlServer, Handler
+from session_agent.lifecycle.enforcement import Enforcement
 from session_agent.lifecycle.live_moves import LiveMoves
+from session_agent.lifecycle.permissions import Permissions
 from session_agent.lifecycle.privileges import explain
 from session_agent.model import MountState, Session, SessionUser, printable
 from session_agent.moves import strategy
 from session_agent.overlay.accepted import MoveOptions
+from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
-from session_agent.settings import Settings
+from session_agent.settings import Loaded, Settings
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ _USABLE_SECONDS = 5.0  # from the mount to the first answer of the vault
 
 
 def serve_vault(
-    settings: Settings,
+    loaded: Loaded,
     user: SessionUser,
     session: Session,
     folder: int,
@@ -46,7 +50,10 @@ def serve_vault(
     # From here on a signal must unmount; it waits until the event loop can be told.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     journal, problems = journals.open_journal(folder, user)
-    overlay = Overlay(session, _options(settings, helper), journal=journal)
+    enforcement = _enforcement(loaded, session)
+    limits = None if enforcement is None else Limits(enforcement.roots, enforcement.refused)
+    options = _options(loaded.settings, helper)
+    overlay = Overlay(session, options, journal=journal, limits=limits)
     try:
         # With the user's rights: a branch behind a folder that is closed to them stays closed.
         with acting_as(user):
@@ -67,7 +74,8 @@ def serve_vault(
             )
         moves = LiveMoves(overlay, journal, session.vault)
         moves.tell_ends(helper.tell_move)
-        usable = trio.run(_main, overlay, moves, session, helper, warnings, folder, ready)
+        served = _Served(overlay, moves, session, warnings, enforcement)
+        usable = trio.run(_main, served, helper, folder, ready)
     finally:
         overlay.close()
         if journal is not None:
@@ -75,6 +83,40 @@ def serve_vault(
     log.info("the vault %s is unmounted", printable(session.vault))
     if not usable:
         raise MountError(f"The vault {printable(session.vault)} was mounted but did not answer.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What is served, and what is known of it."""
+
+    overlay: Overlay
+    moves: LiveMoves
+    whole: Session
+    found: Sequence[str]
+    enforcement: Enforcement | None
+
+    @property
+    def session(self) -> Session:
+        """The session as its user gets to see it now."""
+        return self.whole if self.enforcement is None else self.enforcement.session
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What was found at the start, and what is wrong with the policy now."""
+        return (*self.found, *(() if self.enforcement is None else self.enforcement.problems))
+
+    def document(self) -> StatusDocument:
+        """The status."""
+        return status.of_running(
+            self.session, self.overlay.branch_states(), self.moves.statuses(), self.warnings
+        )
+
+
+def _enforcement(loaded: Loaded, session: Session) -> Enforcement | None:
+    permissions = Permissions(loaded)
+    if not permissions.configured:
+        return None
+    return Enforcement(permissions, session, Audit(loaded.settings.policy.audit_file))
 
 
 def _options(settings: Settings, helper: Companion) -> OverlayOptions:
@@ -92,16 +134,14 @@ def _options(settings: Settings, helper: Companion) -> OverlayOptions:
 
 
 async def _main(
-    overlay: Overlay,
-    moves: LiveMoves,
-    session: Session,
+    served: _Served,
     helper: Companion,
-    warnings: Sequence[str],
     folder: int,
     ready: Callable[[], None],
 ) -> bool:
     """Serve until told to stop. Returns whether the vault was usable at first."""
     usable = True
+    overlay, session = served.overlay, served.whole
 
     async def announce() -> None:
         """Asked in a thread, for it is this one that gives the answer."""
@@ -117,9 +157,8 @@ async def _main(
 
     def tell_companion() -> None:
         states = overlay.branch_states()
-        helper.tell(
-            [replace(b, state=states.get(b.name, MountState.DEAD)) for b in session.branches]
-        )
+        branches = served.session.branches
+        helper.tell([replace(b, state=states.get(b.name, MountState.DEAD)) for b in branches])
 
     async with trio.open_nursery() as nursery:
 
@@ -127,14 +166,14 @@ async def _main(
             log.info("told to stop")
             nursery.start_soon(_end, overlay)
 
-        def document() -> StatusDocument:
-            return status.of_running(session, overlay.branch_states(), moves.statuses(), warnings)
-
-        server = ControlServer(folder, session.user, _handlers(document, stop, moves))
+        handlers = _handlers(served.document, stop, served.moves)
+        server = ControlServer(folder, session.user, handlers)
         nursery.start_soon(_stop_on_signal, overlay)
         nursery.start_soon(server.run)
         nursery.start_soon(announce)
         nursery.start_soon(overlay.watch_branches, tell_companion)
+        if served.enforcement is not None:
+            nursery.start_soon(served.enforcement.run, overlay.restrict, tell_companion)
         await overlay.run()
         nursery.cancel_scope.cancel()
     return usable

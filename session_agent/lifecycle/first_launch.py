@@ -15,6 +15,7 @@ from session_agent.errors import AgentError, ControlError, MountError
 from session_agent.lifecycle import control, daemon, privileges, status, vault, writers
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle.control import StatusDocument
+from session_agent.lifecycle.permissions import Permissions, restricted
 from session_agent.lifecycle.report import Report, StepReport, StepState
 from session_agent.model import MountState, Session, printable
 from session_agent.settings import Loaded
@@ -79,7 +80,7 @@ class _FirstLaunch:
         if running is None and fault is None:
             fault = self._make_room()
         known = status.not_answering(place, running, self._loaded.settings.mounts.probe_seconds)
-        session = sessions.build(self._loaded, place, known)
+        session = restricted(Permissions(self._loaded), sessions.build(self._loaded, place, known))
         in_use = None
         if running is not None and running.document and _differs(session, running.document):
             in_use = self._end(running)

@@ -39,12 +39,12 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
         log.warning("took over the mount that a killed agent left at %s", printable(place.vault))
         log.warning("programs with files open in it must open them again")
     session = _prepared(loaded, place)
-    helper = companion.start(place)
+    helper = companion.start(place, loaded.environment.cloud_mounts)
     try:
         # Only now, so that the companion is small: these are large libraries.
         from session_agent.lifecycle.event_loop import serve_vault  # noqa: PLC0415
 
-        serve_vault(loaded.settings, place.user, session, folder, helper, ready)
+        serve_vault(loaded, place.user, session, folder, helper, ready)
     finally:
         helper.end()
 

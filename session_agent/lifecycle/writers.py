@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from session_agent.errors import AgentError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle.report import StepReport, StepState
 from session_agent.lifecycle.session import Place
-from session_agent.model import Branch, Session, SessionUser, printable
+from session_agent.model import Branch, Mount, Session, SessionUser, printable
 from session_agent.mounts.names import below
 
 Writer = Callable[[], list[Change]]
@@ -63,6 +63,18 @@ def write_home(
         time_limit,
         dry,
     )
+
+
+def follow(
+    place: Place, branches: Sequence[Branch], cloud_mounts: str, *, time_limit: float
+) -> list[StepReport]:
+    """Write everything anew for the branches that the served vault shows by now."""
+    mounts = tuple(
+        Mount(b.name, b.path, "", "", b.kind, b.mode, b.state, b.cloud_type) for b in branches
+    )
+    session = Session(place.user, place.vault, place.vault, place.state_dir, mounts)
+    home = write_home(place, session, cloud_mounts, overlay=True, time_limit=time_limit)
+    return [*home, *write_vault(place, session, place.vault, overlay=True, time_limit=time_limit)]
 
 
 def write_vault(

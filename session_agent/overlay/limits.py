@@ -1,13 +1,11 @@
 """What the policy lets be done where: one question for every place in the vault.
 
-A `Limit` is a node of a tree of names that mirrors the rules of one branch. Names that a rule speaks of are
-pinned: they can be neither renamed nor removed nor replaced, since a rule holds for a path.
+The outcome of the policy comes as a tree of names for each branch (policy/limit.py). Names that a rule speaks
+of are pinned: they can be neither renamed nor removed nor replaced, since a rule holds for a path.
 """
 
 from __future__ import annotations
 
-import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from errno import EACCES, EBUSY, EIO, ENOENT, EROFS
 from typing import TypeAlias
@@ -16,57 +14,10 @@ from session_agent.model import Grant
 from session_agent.overlay.moving import path_of
 from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import error
+from session_agent.policy.limit import HIDDEN, Limit
 
 Refusal: TypeAlias = Callable[[str, str, int], None]
 """Told of what was refused: the operation, the path in the vault, the caller's user number."""
-
-
-class Limit:
-    """What may be done at one place. `grant` None: it only leads to others, and shows nothing else.
-
-    `below` are the places in it that have limits of their own; whatever else is in it is as it is.
-    """
-
-    __slots__ = ("_folded", "_rest", "below", "grant")
-
-    def __init__(self, grant: Grant | None, below: Mapping[bytes, Limit] | None = None) -> None:
-        self.grant = grant
-        self.below = below or {}
-        self._rest = self if not below and grant is not None else None
-        self._folded = frozenset(_folded(name) for name in self.below)
-
-    def child(self, name: bytes) -> Limit:
-        """The limit of the entry `name`.
-
-        A name that differs from one of `below` only in case or Unicode form is hidden: some file systems take
-        the two for the same.
-        """
-        if self.below:
-            found = self.below.get(name)
-            if found is not None:
-                return found
-            if _folded(name) in self._folded:
-                return HIDDEN
-        return self._rest or _REST[self.grant]
-
-    @property
-    def hidden(self) -> bool:
-        """Whether nothing is to be seen of it."""
-        return self.grant is Grant.HIDDEN
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Limit) and self.grant is other.grant and self.below == other.below
-
-    __hash__ = object.__hash__
-
-
-def _folded(name: bytes) -> str:
-    text = os.fsdecode(name)
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-
-
-_REST = {grant: Limit(grant) for grant in Grant} | {None: Limit(Grant.HIDDEN)}
-HIDDEN = _REST[Grant.HIDDEN]
 
 
 class Limits:

@@ -10,10 +10,11 @@ import pyfuse3
 import trio
 
 from session_agent.model import Grant
-from session_agent.overlay.limits import Limit, Limits
+from session_agent.overlay.limits import Limits
 from session_agent.overlay.polling import elsewhere
 from session_agent.overlay.tree import Node
 from session_agent.overlay.vault import Vault
+from session_agent.policy.limit import Limit
 
 log = logging.getLogger(__name__)
 

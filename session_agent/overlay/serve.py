@@ -29,11 +29,12 @@ from session_agent.overlay.accepted import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.ends import branch_of, open_folder
 from session_agent.overlay.limited import LimitedOperations
-from session_agent.overlay.limits import Limit, Limits
+from session_agent.overlay.limits import Limits
 from session_agent.overlay.moving import resume
 from session_agent.overlay.operations import VaultOperations
 from session_agent.overlay.restricting import restrict
 from session_agent.overlay.vault import Vault
+from session_agent.policy.limit import Limit
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,8 @@ class Overlay:
             nursery.start_soon(self._vault.background.run)
             for record in self._unfinished:
                 await resume(self._vault, record, self._user)
+            if self._limits is not None:  # access may have ended since these moves were accepted
+                await restrict(self._vault, self._limits, self._limits.roots)
             await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
             nursery.cancel_scope.cancel()
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from session_agent.model import Grant
-from session_agent.policy.document import Items, Keys, Position, Problems, parse, read, refuse
+from session_agent.policy.document import Keys, Position, Problems, parse, read, refuse
 from session_agent.policy.evaluate import evaluate
 from session_agent.policy.fields import Fields, text_of
 from session_agent.policy.identity import Identity
+from session_agent.policy.identity_file import identity_from
 from session_agent.policy.model import Policy
 from session_agent.policy.plan import label
 from session_agent.policy.schema import load
@@ -103,26 +104,8 @@ def _case(fields: Fields) -> Case | None:
             fields.error("at", str(error))
     name = fields.text("name") or f"test in line {fields.at.line}"
     return Case(
-        name, _identity(fields), instant, expected, Grant(others) if others else None, fields.at
+        name, identity_from(fields), instant, expected, Grant(others) if others else None, fields.at
     )
-
-
-def _identity(fields: Fields) -> Identity | None:
-    if not fields.has("user"):
-        for name in ("user_id", "groups", "attributes"):
-            if fields.has(name):
-                fields.error(name, "needs `user`: without one it is somebody unknown")
-        return None
-    attributes: dict[str, frozenset[str]] = {}
-    node = fields.get("attributes")
-    if isinstance(node, Keys):
-        for name, value in node.values.items():
-            key = f"{fields.dotted('attributes')}.{name}"
-            values = value.values if isinstance(value, Items) else (value,)
-            attributes[name] = frozenset(text_of(v, key, fields.problems) for v in values)
-    elif node is not None:
-        fields.error("attributes", "expected names with values, such as {department: legal}")
-    return Identity(fields.text("user"), fields.text("user_id"), fields.names("groups"), attributes)
 
 
 def _refuse_unknown(policy: Policy, cases: list[Case], file: str) -> None:

@@ -18,8 +18,9 @@ from session_agent import model
 from session_agent.moves import failpoint, strategy
 from session_agent.moves.journal import Journal
 from session_agent.overlay.accepted import MoveOptions
-from session_agent.overlay.limits import Limit, Limits
+from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
+from session_agent.policy.limit import Limit
 
 USER = model.SessionUser("root", 0, 0, (), "/root")
 
