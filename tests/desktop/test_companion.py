@@ -13,7 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from session_agent.lifecycle import companion
+from session_agent.lifecycle.session import Place
+from session_agent.model import Mode, SessionUser
 from tests.support import storage
+from tests.support.branches import branch
 from tests.support.desktop import Bus, notification_service, process, session_bus, wait_until
 from tests.support.session import ROOT, USER, KasmSession, kasm_session, step
 
@@ -203,18 +207,23 @@ def test_beside_emblems_sh(session: KasmSession, bus: Bus, order: str) -> None:
 
 
 def test_emblems_that_the_script_has_taken_away_are_given_again(
-    session: KasmSession, bus: Bus
+    session: KasmSession, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does so at each start of the desktop where it cannot find its own bookmark."""
-    session.environment["CLOUD_MOUNTS"] = f"{session.vault}/wiki|s3"
+    monkeypatch.setattr(companion, "_SECOND_TIME", 2.0)
+    user = SessionUser("kasm-user", USER, USER, (), str(session.home))
+    home, state = str(session.home), str(session.state_dir)
+    place = Place(user, str(session.vault), state, f"{home}/.config", f"{home}/rooms", "ann")
     wiki = session.vault / "wiki"
     both = {"s3-emblem", "session-agent-read-only"}
-    session.first_launch(0)
-    with bus.stand_in():
+    with bus.stand_in(), contextlib.ExitStack() as stack:
+        started = companion.start(place)
+        stack.callback(started.end)
+        started.tell([branch("wiki", Mode.RO, "s3")])
         wait_for_emblems(bus, wiki, both)
         bus.run("gio", "set", "-t", "stringv", wiki, "metadata::emblems", "s3-emblem")
         assert bus.emblems(wiki) == {"s3-emblem"}
-        wait_until(lambda: bus.emblems(wiki) == both, "the second time", seconds=30)
+        wait_for_emblems(bus, wiki, both)
 
 
 def test_without_an_agent_first_launch_does_it(session: KasmSession, bus: Bus) -> None:
