@@ -27,10 +27,20 @@ Handler = Callable[[str], Awaitable[StatusDocument]]
 
 
 class ControlServer:
-    """Listens in the state directory `folder`. `handlers` is called in the trio thread, by verb."""
+    """Listens in the state directory `folder`. `handlers` is called in the trio thread, by verb.
 
-    def __init__(self, folder: int, user: SessionUser, handlers: dict[Verb, Handler]) -> None:
+    `reserved` are the verbs that only root, or who runs the agent, may use.
+    """
+
+    def __init__(
+        self,
+        folder: int,
+        user: SessionUser,
+        handlers: dict[Verb, Handler],
+        reserved: frozenset[Verb] = frozenset(),
+    ) -> None:
         self._handlers = handlers
+        self._reserved = reserved
         self._trusted = {0, os.geteuid(), user.uid}
         self._clients = 0
         self._socket = _listen(folder, user)
@@ -73,6 +83,12 @@ class ControlServer:
             return Answer(
                 error=f"The agent speaks version {control.VERSION}, not {request.version}.",
                 hint="Restart the agent after an upgrade: session-agent stop, then first-launch.",
+            )
+        if request.verb in self._reserved and uid not in (0, os.geteuid()):
+            log.warning("process %d of user %d may not use %s", pid, uid, request.verb)
+            return Answer(
+                error=f"A permission policy holds here, so only root may use {request.verb}.",
+                hint="Without the vault the mounts would be open to everybody.",
             )
         try:
             return Answer(document=await self._handlers[request.verb](request.argument))

@@ -167,7 +167,9 @@ async def _main(
             nursery.start_soon(_end, overlay)
 
         handlers = _handlers(served.document, stop, served.moves)
-        server = ControlServer(folder, session.user, handlers)
+        # Whoever ends the vault uncovers what it lies over.
+        reserved: frozenset[Verb] = frozenset({"stop"} if served.enforcement is not None else ())
+        server = ControlServer(folder, session.user, handlers, reserved)
         nursery.start_soon(_stop_on_signal, overlay)
         nursery.start_soon(server.run)
         nursery.start_soon(announce)

@@ -27,9 +27,14 @@ def end_of(folder: FolderNode, name: bytes) -> End:
 
 
 def branch_of(vault: Vault, end: End) -> OpenBranch:
-    """The branch of that end. ENOENT if there is none by that name today."""
+    """The branch of that end. ENOENT if there is none by that name today.
+
+    EACCES where the policy lets nothing be written: a record is the user's own, and may be forged.
+    """
     for branch in vault.branches:
         if _branch_name(branch) == end.branch and branch.fd >= 0:
+            if vault.limits is not None:
+                vault.limits.reach(branch.info.name, [*end.steps, decode(end.name)])
             return branch
     raise failed(2, end.shown)
 

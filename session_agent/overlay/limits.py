@@ -61,6 +61,15 @@ class Limits:
         """Those of the names that may be listed."""
         return [name for name in names if not self._entry(folder, name).hidden]
 
+    def reach(self, branch: str, steps: Iterable[bytes]) -> None:
+        """To change what a record names: EACCES where nothing may be written, or a rule speaks of it."""
+        limit, pinned = self.roots.get(branch, HIDDEN), False
+        for name in steps:
+            pinned = name in limit.below
+            limit = limit.child(name)
+        if limit.grant is not Grant.RW or pinned:
+            raise error(EACCES)
+
     # Each raises what the program is to see.
 
     def see_entry(self, parent: FolderNode, name: bytes, uid: int) -> None:

@@ -1,0 +1,148 @@
+"""What the session user may try against the policy of an agent that is root. None of it gets in."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from session_agent.lifecycle import control, state
+from tests.mount.test_policy import USER, Governed
+from tests.support.session import KasmSession, kasm_session
+from tests.support.vault import as_person, outcome
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[KasmSession]:
+    """`engineering` is the user's, `wiki` hidden, with a file that is open to everybody but for that."""
+    with kasm_session() as made:
+        (made.vault / "engineering/mine").write_text("mine")
+        os.chown(made.vault / "engineering/mine", USER, USER)
+        Governed(made)
+        done = made.run("first-launch")
+        assert done.returncode == 0, done.stdout
+        yield made
+
+
+def shell(session: KasmSession, script: str) -> str:
+    """What a shell of the user's prints, errors included."""
+    done = subprocess.run(
+        ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "sh", "-c", script],
+        cwd=session.vault,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"PATH": os.environ["PATH"], "VAULT": str(session.vault)},
+    )
+    return done.stdout + done.stderr
+
+
+def agent(session: KasmSession) -> int:
+    return int(json.loads(session.run("status", "--json").stdout)["pid"])
+
+
+def hidden(session: KasmSession) -> bool:
+    names = as_person(lambda: os.listdir(session.vault), USER)
+    return "wiki" not in names and "engineering" in names
+
+
+def test_paths(session: KasmSession) -> None:
+    for path in ("wiki", "wiki/", "./wiki", "engineering/../wiki", "Wiki", "engineering/../wiki/."):
+        found = outcome(lambda path=path: as_person(lambda: os.stat(session.vault / path), USER))  # type: ignore[misc]
+        assert found == "ENOENT", path
+
+
+def test_links(session: KasmSession) -> None:
+    out = shell(
+        session, 'cd engineering; ln -s ../wiki l; ls l/; ls "$VAULT/engineering/l/."; rm l'
+    )
+    assert out.count("No such file") == 2
+
+
+def test_the_agents_process(session: KasmSession) -> None:
+    pid = agent(session)
+    for place in ("root/", "cwd/", "fd", "fd/5/", "map_files"):
+        assert "ermission denied" in shell(session, f"ls /proc/{pid}/{place}"), place
+    for place in ("mem", "environ"):
+        assert "ermission denied" in shell(session, f"cat /proc/{pid}/{place}"), place
+    assert "ermitted" in shell(session, f"kill -9 {pid}")
+    assert hidden(session)
+
+
+def test_namespaces_of_the_users_own(session: KasmSession) -> None:
+    script = """
+        unshare --user --map-root-user --mount sh -c '
+            umount "$VAULT"; umount -l "$VAULT"; ls "$VAULT/wiki"
+            place=/tmp/bypass-$$; mkdir $place
+            mount --bind "$(dirname "$VAULT")" $place && ls $place/vault/wiki
+            mount --bind "$VAULT" $place && ls $place/wiki
+            mount --move "$VAULT" $place; ls "$VAULT/wiki"; rmdir $place'
+    """
+    out = shell(session, script)
+    if "unshare failed" in out:
+        pytest.skip(f"no user namespaces here: {out.strip()}")
+    assert "cannot access" in out
+    assert hidden(session)
+
+
+def test_unmounting(session: KasmSession) -> None:
+    out = shell(session, 'fusermount3 -u "$VAULT"; fusermount3 -uz "$VAULT"; umount "$VAULT"')
+    assert out
+    assert hidden(session)
+
+
+def test_the_control_socket(session: KasmSession) -> None:
+    path = session.home / ".local/state/session-agent" / state.SOCKET
+
+    def ask() -> str:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b'{"version": %d, "verb": "stop"}\n' % control.VERSION)
+            return client.recv(10_000).decode()
+
+    assert "only root may use stop" in as_person(ask, USER)
+    assert hidden(session)
+    assert "ermission denied" in shell(
+        session, f"echo 'user: x' > {session.base}/etc/identity.yaml"
+    )
+
+
+def test_a_forged_settings_file(session: KasmSession, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    done = shell(session, f"echo 'policy: {{file: null}}' > {tmp_path}/c.yaml; ls {tmp_path}")
+    assert "c.yaml" in done
+    session.environment["SESSION_AGENT_CONFIG"] = str(tmp_path / "c.yaml")
+    try:
+        assert "is refused" in session.run("first-launch").stderr
+    finally:
+        del session.environment["SESSION_AGENT_CONFIG"]
+    assert hidden(session)
+
+
+def test_clocks(session: KasmSession) -> None:
+    out = shell(session, "date -s 2001-01-01")
+    assert "not permitted" in out
+
+
+def test_exchange_and_hard_links(session: KasmSession) -> None:
+    vault = session.vault
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def exchange() -> int:
+        libc.renameat2(-100, bytes(vault / "engineering/mine"), -100, bytes(vault / "wiki"), 2)
+        return ctypes.get_errno()
+
+    assert as_person(exchange, USER) in (2, 30)
+    linked = outcome(
+        lambda: as_person(lambda: os.link(vault / "engineering/mine", vault / "wiki/x"), USER)
+    )
+    assert linked == "ENOENT"
