@@ -58,8 +58,7 @@ def serve_vault(
         # With the user's rights: a branch behind a folder that is closed to them stays closed.
         with acting_as(user):
             problems += overlay.open_branches()
-        if journal is not None:
-            problems += journals.told(overlay.recover(journal, user))
+        problems += journals.told(overlay.recover())
         warnings = (*session.warnings, *problems)
         for warning in warnings:
             log.warning("%s", warning)

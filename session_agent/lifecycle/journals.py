@@ -84,7 +84,7 @@ def recover_without_agent(
                 os.close(top)
 
     try:
-        findings = recover(journal, open_folder, user)
+        findings = recover(journal, journal.records(), open_folder, user)
         for index, one in enumerate(findings):
             if one.found is Found.AGAIN:
                 findings[index] = _redone(journal, one, open_folder, user, options)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,10 +60,12 @@ class Finding:
     why: str = ""
 
 
-def recover(journal: Journal, open_folder: OpenFolder, caller: Caller) -> list[Finding]:
-    """Look at every move in flight, oldest first. No move may be under way meanwhile."""
+def recover(
+    journal: Journal, records: Iterable[Record], open_folder: OpenFolder, caller: Caller
+) -> list[Finding]:
+    """Look at those of `records` that are in flight, in their order. Nobody may be carrying them out."""
     findings = []
-    for record in journal.records():
+    for record in records:
         if not record.live:
             continue
         try:
@@ -168,12 +170,12 @@ class _Recovery:
             source = _status(self._source)
             if source is None:
                 return Found.GONE
-            same = self._is(source, self._record.source_was.inode)
-            return Found.AGAIN if same and self._record.background else Found.UNDONE
+            again = self._record.background and self._is_source(source)
+            return Found.AGAIN if again else Found.UNDONE
         fsync_folder(self._target.folder)
         finished = self._retire_grave(self._source, self._target, 0)
         source = _status(self._source)
-        if source is not None and self._is(source, self._record.source_was.inode):
+        if source is not None and self._is_source(source):
             finished = self._retire(self._source, self._target, 0) and finished
         return Found.FINISHED if finished else Found.KEPT
 
@@ -203,6 +205,12 @@ class _Recovery:
     def _is(self, status: os.stat_result, inode: int) -> bool:
         kind = self._record.source_was.kind
         return Identity.of(status).inode == inode and stat.S_IFMT(status.st_mode) == kind
+
+    def _is_source(self, status: os.stat_result) -> bool:
+        """Whether it is what was to be moved. rclone gives new numbers: there size and time have to do."""
+        was, now = self._record.source_was, Identity.of(status)
+        same = now.inode == was.inode or (now.size, now.mtime_ns) == (was.size, was.mtime_ns)
+        return same and now.kind == was.kind
 
     def _drop_stage(self, place: Place, number: int) -> None:
         """Remove the copy that is not needed; an accepted move may go on with what is whole of it."""

@@ -206,7 +206,7 @@ class Background:
         moving = self.live.get(move_id)
         if moving is None or moving.committing or not await self.withdraw(moving):
             return False
-        _forget_names(moving)
+        forget_names(moving)
         return True
 
     def views(self) -> list[MoveView]:
@@ -315,7 +315,7 @@ class Background:
         if not moving.done.is_set():
             await _in_thread(moving.job.abandon, state, number)
             self._end(moving)
-            _forget_names(moving)
+            forget_names(moving)
         else:  # it was taken back: only the copy is left to be removed
             await _in_thread(moving.job.discard)
 
@@ -337,7 +337,7 @@ def _pressure(moving: Moving) -> str:
     return ""
 
 
-def _forget_names(moving: Moving) -> None:
+def forget_names(moving: Moving) -> None:
     """Let the kernel look both names up anew."""
     for end in (moving.target, moving.source):
         pyfuse3.invalidate_entry_async(

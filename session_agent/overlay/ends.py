@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from session_agent.fsutil.at import stat_at
+from session_agent.fsutil.credentials import Caller
 from session_agent.moves.plan import failed
 from session_agent.moves.record import End, decode, encode
 from session_agent.moves.recover import open_below
@@ -48,13 +50,13 @@ def open_folder(vault: Vault, end: End) -> int:
     return open_below(branch_of(vault, end).fd, end.steps)
 
 
-async def folder_of(vault: Vault, end: End) -> FolderNode:
+async def folder_of(vault: Vault, end: End, caller: Caller) -> FolderNode:
     """The node of the folder of that end; each node on the way is counted as looked up once more."""
     branch = branch_of(vault, end)
     folder = _root_of(vault, branch)
     for name in end.steps:
         fd = await vault.folder_fd(folder)
-        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        status = await folder.branch.call(caller, stat_at, fd, name)
         node = vault.tree.found(folder, decode(encode(name)), status)
         if not isinstance(node, FolderNode):
             raise failed(20, end.shown)

@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from session_agent.fsutil.at import Opened
-from session_agent.fsutil.credentials import AGENT, Caller, assume
+from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE
 from session_agent.moves.engine import Job
 from session_agent.moves.plan import Place, Request, measure
@@ -130,8 +130,8 @@ async def _begin(vault: Vault, source: MoveEnd, target: MoveEnd, job: Job) -> st
         return done
 
 
-async def resume(vault: Vault, record: Record, user: Caller) -> None:
-    """Go on with a move that an earlier agent has accepted. What cannot be done is noted as failed.
+async def resume(vault: Vault, record: Record, user: Caller) -> Moving | None:
+    """Go on with a move that an earlier agent has accepted; None if it cannot be done, which is noted.
 
     With the session user's rights, whoever it was that asked: the journal is that user's file.
     """
@@ -139,8 +139,7 @@ async def resume(vault: Vault, record: Record, user: Caller) -> None:
     fds: list[int] = []
     try:
         for end in (record.source, record.target):
-            assume(user)
-            folders.append(await folder_of(vault, end))
+            folders.append(await folder_of(vault, end, user))
             fds.append(os.dup(await vault.folder_fd(folders[-1])))
         names = [decode(end.name) for end in (record.source, record.target)]
         places = [
@@ -152,20 +151,25 @@ async def resume(vault: Vault, record: Record, user: Caller) -> None:
         ends = [
             await find_end(vault, folder, name) for folder, name in zip(folders, names, strict=True)
         ]
+        await vault.background.apart(*ends)
         replaces = await _exists(vault, ends[1])
-        status = job.preflight().source
-        # The kernel does not know it yet, and will by its new name.
+        with frozen(vault, ends[:1]), elsewhere:
+            await idle(vault, ends[:1])
+            status = (await trio.to_thread.run_sync(job.preflight)).source
+        # Known or not, by its new name from here on.
         ends[0] = replace(ends[0], node=vault.tree.found(folders[0], names[0], status))
     except OSError as failure:
         for fd in fds:
             os.close(fd)
         log.warning("%s cannot be moved: %s", record.source.shown, failure.strerror)
         if vault.journal is not None:
-            vault.journal.write(
-                msgspec.structs.replace(record, state=State.FAILED, error=failure.errno or EIO)
-            )
-        return
-    vault.background.begin(Moving(job, ends[0], ends[1], replaces))
+            record = msgspec.structs.replace(record, state=State.FAILED, error=failure.errno or EIO)
+            vault.journal.write(record)
+            vault.background.on_end(record)
+        return None
+    moving = Moving(job, ends[0], ends[1], replaces)
+    vault.background.begin(moving)
+    return moving
 
 
 async def _exists(vault: Vault, end: MoveEnd) -> bool:

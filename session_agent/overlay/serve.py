@@ -9,7 +9,6 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from errno import EAGAIN
 
 import pyfuse3
 import trio
@@ -17,21 +16,19 @@ import trio
 from session_agent.errors import MountError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.fsutil.at import FOLDER
-from session_agent.fsutil.credentials import AGENT, Caller, acting_as, assume
-from session_agent.model import Branch, Mode, MountKind, MountState, Session, SessionUser
+from session_agent.fsutil.credentials import AGENT, Caller, assume
+from session_agent.model import Branch, Mode, MountKind, MountState, Session
 from session_agent.mounts import mountinfo
 from session_agent.moves.journal import Journal
-from session_agent.moves.plan import failed
-from session_agent.moves.record import End, Record
-from session_agent.moves.recover import Finding, Found, recover
+from session_agent.moves.record import Record
+from session_agent.moves.recover import Finding
 from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
-from session_agent.overlay.ends import branch_of, open_folder
 from session_agent.overlay.limited import LimitedOperations
 from session_agent.overlay.limits import Limits
-from session_agent.overlay.moving import resume
 from session_agent.overlay.operations import VaultOperations
+from session_agent.overlay.recovering import Recovery
 from session_agent.overlay.restricting import restrict
 from session_agent.overlay.vault import Vault
 from session_agent.policy.limit import Limit
@@ -81,8 +78,7 @@ class Overlay:
         self._journal = journal
         self._vault: Vault | None = None
         self._mounted = False
-        self._unfinished: list[Record] = []  # moves that an earlier agent has accepted
-        self._user = Caller(session.user.uid, session.user.gid, session.user.groups)
+        self._recovery: Recovery | None = None
 
     def open_branches(self) -> list[str]:
         """Open every branch, before the overlay covers their paths. Answers what could not be opened.
@@ -118,26 +114,18 @@ class Overlay:
             journal=self._journal,
         )
         self._vault.limits = self._limits
+        if self._journal is not None:
+            user = self._session.user
+            caller = Caller(user.uid, user.gid, user.groups)
+            self._recovery = Recovery(self._vault, self._journal, caller)
         return warnings
 
-    def recover(self, journal: Journal, user: SessionUser) -> list[Finding]:
-        """Before the vault is shown: undo or finish the moves that a kill has cut off.
+    def recover(self) -> list[Finding]:
+        """Before the vault is shown: undo or finish the moves that a kill has cut off; what was found.
 
-        Those with an end in a remote branch, which may not answer, stay as they are for now.
+        Those with an end in a remote branch, which may not answer, follow while the vault is served.
         """
-        assert self._vault is not None
-        vault = self._vault
-        caller = Caller(user.uid, user.gid, user.groups)
-
-        def open_local(end: End) -> int:
-            if branch_of(vault, end).remote:
-                raise failed(EAGAIN, end.shown)
-            with acting_as(caller):
-                return open_folder(vault, end)
-
-        findings = recover(journal, open_local, caller)
-        self._unfinished = [one.record for one in findings if one.found is Found.AGAIN]
-        return findings
+        return [] if self._recovery is None else self._recovery.before_mount()
 
     def mount(self) -> None:
         """Mount at the vault's path. MountError if the system refuses."""
@@ -166,10 +154,9 @@ class Overlay:
             assert self._vault is not None
             nursery.start_soon(self._tune)
             nursery.start_soon(self._vault.background.run)
-            for record in self._unfinished:
-                await resume(self._vault, record, self._user)
-            if self._limits is not None:  # access may have ended since these moves were accepted
-                await restrict(self._vault, self._limits, self._limits.roots)
+            if self._recovery is not None:
+                await self._recovery.before_serving()
+                nursery.start_soon(self._recovery.run)
             await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
             nursery.cancel_scope.cancel()
 

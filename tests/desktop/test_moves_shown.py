@@ -5,6 +5,7 @@ What is moved goes to or from an rclone mount with little bandwidth, so there is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -32,7 +33,8 @@ needs_bus = pytest.mark.skipif(
 )
 
 MIB = 1 << 20
-SIZES = {"letter": 10_000, "film": 6 * MIB, "series": 30 * MIB}  # on the drive
+FILM = os.urandom(4 * MIB)
+SIZES = {"letter": 10_000, "film": len(FILM), "series": 30 * MIB}  # on the drive
 
 
 @pytest.fixture
@@ -46,18 +48,21 @@ def session() -> Iterator[KasmSession]:
 
 @pytest.fixture
 def drive(session: KasmSession) -> Iterator[storage.RcloneMount]:
-    """A slow cloud drive in the vault, and `big` beside it; the agent is stopped before they go."""
+    """A slow cloud drive in the vault, and `big` beside it."""
     with (
         storage.tmpfs(session.vault / "big", size="100m") as big,
         storage.tmpfs(session.base / "cloud", size="100m") as folder,
     ):
         os.chown(big, USER, USER)
         for name, size in SIZES.items():
-            (folder / name).write_bytes(os.urandom(size))
-        yield from _mounted(session, folder)
+            (folder / name).write_bytes(FILM if name == "film" else os.urandom(size))
+        with slow_drive(session, folder) as mounted:
+            yield mounted
 
 
-def _mounted(session: KasmSession, folder: Path) -> Iterator[storage.RcloneMount]:
+@contextlib.contextmanager
+def slow_drive(session: KasmSession, folder: Path) -> Iterator[storage.RcloneMount]:
+    """`folder` mounted as a drive with little bandwidth; the agent is stopped before it goes."""
     with storage.rclone(folder, session.vault / "drive", bandwidth="1M") as mounted:
         try:
             yield mounted
@@ -128,13 +133,13 @@ def test_progress_and_the_end(session: KasmSession, drive: storage.RcloneMount) 
     told = listing(session)[0]
     assert told["state"] == "staging", told
     assert told["strategy"] == "copy"
-    assert (told["total_bytes"], told["total_files"]) == (6 * MIB, 1)
-    assert 0 < told["bytes"] < 6 * MIB
+    assert (told["total_bytes"], told["total_files"]) == (len(FILM), 1)
+    assert 0 < told["bytes"] < len(FILM)
     assert 0.3 * MIB < told["rate"] < 4 * MIB
     assert "1 move is under way: see" in session.run("status").stdout
     assert session.run("moves", "--watch").returncode == 0
     ended = listing(session)[0]
-    assert (ended["id"], ended["state"], ended["bytes"]) == (first["id"], "done", 6 * MIB)
+    assert (ended["id"], ended["state"], ended["bytes"]) == (first["id"], "done", len(FILM))
     assert ended["started"] < ended["ended"] <= time.time()
     assert "move is under way" not in session.run("status").stdout
 
@@ -180,6 +185,31 @@ def test_a_stop_waits_for_the_grace_period_and_leaves_the_rest_recorded(
     assert 4.0 <= time.monotonic() - begun < 20
     assert state_of(session, short, 2) == "None"
     assert state_of(session, long, 2) in ("accepted", "staging")
+
+
+@pytest.mark.parametrize("how", ["killed", "mounted anew"])
+def test_it_goes_on_with_the_next_start(
+    session: KasmSession, drive: storage.RcloneMount, how: str
+) -> None:
+    session.first_launch(0)
+    move_id = download(session, "film")["id"]
+    with contextlib.ExitStack() as stack:
+        if how == "killed":
+            os.kill(session.status()["pid"], 9)
+            wait_until(lambda: session.status()["state"] == "stopped", "its end")
+        else:
+            assert session.run("stop").returncode == 0
+        if how == "mounted anew":  # rclone numbers its files anew
+            drive.kill()
+            storage.run("umount", "--lazy", str(drive.path))
+            stack.enter_context(slow_drive(session, drive.behind))
+        session.first_launch(0)
+        new = session.vault / "big/film"
+        wait_until(new.exists, "the new name", seconds=8)
+        assert not (session.vault / "drive/film").exists()
+        wait_until(lambda: state_of(session, move_id) == "done", "the end of the move")
+        assert new.read_bytes() == FILM
+        assert sorted(os.listdir(drive.behind)) == ["letter", "series"]
 
 
 def test_a_failure_stays_until_it_is_acknowledged(
@@ -243,7 +273,7 @@ def test_the_desktop_is_told_of_what_took_long_and_of_nothing_else(
         wait_for_desktop(session)
         upload(session, "short", 4000)
         wait_until(lambda: listing(session)[-1]["state"] == "done", "the end of the short one")
-        upload(session, "long", 5 * MIB)
+        upload(session, "long", 4 * MIB)
         wait_until(lambda: shown() != [], "notification", seconds=40)
     assert len(shown()) == 1
     summary, _, body = shown()[0].split(" ", 2)[2].partition("|")

@@ -138,7 +138,7 @@ class Recorded:
 
         with self.journal() as journal:
             assert not journal.problems
-            findings = recover(journal, open_folder, AGENT)
+            findings = recover(journal, journal.records(), open_folder, AGENT)
             for finding in findings:
                 if finding.found is Found.AGAIN:
                     redo(journal, finding.record, open_folder, AGENT, Options(handle_rename=False))

@@ -49,8 +49,7 @@ def main() -> None:
         assert not problems, problems
         assert overlay._vault is not None  # a limit that real sessions never reach, to be tested
         overlay._vault.tree._folder_limit = options["folder_limit"]
-        if journal is not None:
-            overlay.recover(journal, USER)
+        overlay.recover()
         overlay.mount()
         trio.run(_until_told, overlay, state)
     finally:
