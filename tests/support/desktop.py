@@ -102,21 +102,13 @@ class Bus:
     @contextlib.contextmanager
     def stand_in(self, name: str = "xfce4-session") -> Iterator[subprocess.Popen[bytes]]:
         """A process of that name with the desktop's environment, as a session manager has it."""
-        command = [_named_sleep(name), "infinity"]
-        with process(command, environment=self.environment, uid=self.uid) as started:
+        # What the kernel calls a process is its program's file name.
+        program = Path(self.environment["XDG_RUNTIME_DIR"], name)
+        shutil.copy("/usr/bin/sleep", program)
+        with process([program, "infinity"], environment=self.environment, uid=self.uid) as started:
             comm = Path(f"/proc/{started.pid}/comm")
             wait_until(lambda: comm.read_text().strip() == name[:15], name)
             yield started
-
-
-def _named_sleep(name: str) -> str:
-    """A copy of sleep(1) by that name: what the kernel calls a process is its program's file name."""
-    folder = Path(tempfile.gettempdir(), "session-agent-stand-ins")
-    folder.mkdir(mode=0o755, exist_ok=True)
-    program = folder / name
-    if not program.exists():
-        shutil.copy("/usr/bin/sleep", program)
-    return str(program)
 
 
 @contextlib.contextmanager
