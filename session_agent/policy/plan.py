@@ -15,6 +15,8 @@ from session_agent.policy.evaluate import FolderGrant
 
 Json: TypeAlias = dict[str, object]
 
+_COVER = ("tmpfs-mode=0555", "readonly")
+
 
 def flat(grants: Iterable[FolderGrant]) -> list[FolderGrant]:
     """The entries of the plan, what contains others before those. Hidden folders are left out."""
@@ -74,9 +76,9 @@ def as_docker(entries: Iterable[FolderGrant]) -> Json:
     tmpfs: Json = {}
     for entry in entries:
         if entry.mode is Grant.HIDDEN:
-            run += ["--mount", _csv("type=tmpfs", f"target={entry.target}", "tmpfs-mode=0555")]
+            run += ["--mount", _csv("type=tmpfs", f"target={entry.target}", *_COVER)]
             cover: Json = {"target": entry.target, "source": None, "type": "tmpfs"}
-            mounts.append({**cover, "tmpfs_mode": 0o555})
+            mounts.append({**cover, "read_only": True, "tmpfs_mode": 0o555})
             tmpfs[entry.target] = "ro,mode=0555"
             continue
         read_only = entry.mode is Grant.RO

@@ -93,7 +93,7 @@ def test_docker() -> None:
     assert run[::2] == ["--mount"] * 4
     assert [next(csv.reader([line])) for line in run[1::2]] == [
         ["type=bind", "source=/shared/engineering", "target=/vault/engineering", "readonly"],
-        ["type=tmpfs", "target=/vault/engineering/salaries", "tmpfs-mode=0555"],
+        ["type=tmpfs", "target=/vault/engineering/salaries", "tmpfs-mode=0555", "readonly"],
         ["type=bind", 'source=/home/ann/a,"b"', "target=/notes"],
         ["type=bind", "source=/bucket", "target=/vault/drive", "readonly"],
     ]
