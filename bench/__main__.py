@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import machine, plot, policy, report
+from bench import machine, moves, plot, policy, report
 from bench.contenders import FUSE_CONTENDERS, NATIVE, Contender, Served, contender
 from bench.failure import Failure
 from bench.ground import Ground, Sizes
@@ -25,6 +25,7 @@ from bench.rows import ROWS, Place
 
 _IDLE = "idle"  # what `--rows` calls the sections that are no rows
 _POLICY = "policy"
+_MOVES = "moves"
 
 _ON_DISK = "/var/tmp"  # noqa: S108 - /tmp may be a tmpfs; mkdtemp is used below
 
@@ -42,7 +43,7 @@ def say(text: str) -> None:
 def arguments() -> argparse.Namespace:
     """The command line; ends the program if it is wrong."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    row_names = [row.name for row in ROWS] + [_IDLE, _POLICY]
+    row_names = [row.name for row in ROWS] + [_IDLE, _POLICY, _MOVES]
     parser.add_argument("--quick", action="store_true", help="a fifth of the files, 3 rounds")
     parser.add_argument("--rows", type=_names(row_names), default=row_names, metavar="A,B")
     parser.add_argument(
@@ -153,6 +154,9 @@ def measure(options: argparse.Namespace) -> report.Run:
             ground.lay_nodes()
             served = [contender for contender in contenders if isinstance(contender, Served)]
             idle = observe(served, driver, ground.sizes.nodes, options.idle_seconds, say)
+        moved = (
+            moves.measure(folder / "moves", options.scale, say) if _MOVES in options.rows else None
+        )
     figures = policy.measure() if _POLICY in options.rows else []
     say(f"bench: {time.monotonic() - began:.0f} s in all")
     return report.Run(
@@ -165,6 +169,7 @@ def measure(options: argparse.Namespace) -> report.Run:
         cells=results,
         idle=idle,
         policy=figures,
+        moves=moved,
     )
 
 

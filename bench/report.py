@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from bench import moves
 from bench.contenders import NATIVE, VAULT
 from bench.failure import Failure
 from bench.figures import LARGE_ROWS, Cell, RowFigures, geometric_mean, row_figures
@@ -25,6 +26,7 @@ class Run:
     cells: Mapping[str, Mapping[str, Cell]]
     idle: Mapping[str, Idle | Failure]
     policy: Sequence[PolicyFigures] = ()
+    moves: moves.MoveFigures | None = None
 
     @property
     def rows(self) -> list[RowFigures]:
@@ -59,6 +61,11 @@ def as_text(run: Run) -> str:
         if isinstance(vault, Idle) and vault.rest.calls:
             calls = ", ".join(f"{name} {count}" for name, count in vault.rest.calls.items())
             parts.append(f"The vault's calls: {calls}")
+    if run.moves is not None:
+        parts += [
+            "Moves between branches: a file of 1 GiB, 5,000 notes (at scale 1).",
+            moves.as_text(run.moves),
+        ]
     if run.policy:
         parts += ["A permission policy, evaluated for one user.", _policy(run.policy)]
     return "\n\n".join(parts) + "\n"
@@ -93,6 +100,7 @@ def as_json(run: Run) -> dict[str, object]:
             for who, idle in run.idle.items()
         },
         "policy": [asdict(figures) for figures in run.policy],
+        "moves": None if run.moves is None else run.moves.as_json(),
     }
 
 

@@ -50,6 +50,7 @@ class Moving:
         self.replaces = replaces
         self.committing = False
         self.paused = ""  # why, "" if it is not
+        self.arrived = trio.Event()  # it lies at the new name, durably; or the move has failed
         self.done = trio.Event()
 
     @property

@@ -88,6 +88,7 @@ class Background:
         if self.live.pop(moving.record.id, None) is not None:
             for node in moving.nodes:
                 self._vault.tree.forget(node.id, 1)
+        moving.arrived.set()
         moving.done.set()
 
     def above(self, node: Node | None) -> Moving | None:
@@ -109,7 +110,10 @@ class Background:
     def holds(self, parent: FolderNode, name: bytes) -> Moving | None:
         """A move that the entry `name` is, or that has one of its ends below it."""
         for moving in self.live.values():
-            for folder in (moving.source.folder, moving.target.folder):
+            ends = [moving.source.folder]
+            if not moving.arrived.is_set():
+                ends.append(moving.target.folder)
+            for folder in ends:
                 step: Node | None = folder
                 while step is not None and step.parent is not None:
                     if step.parent is parent and step.name == name:
@@ -151,7 +155,7 @@ class Background:
 
     async def finished(self, moving: Moving) -> None:
         """Wait for the end of a move: what fsync promises. EIO if it failed."""
-        await moving.done.wait()
+        await moving.arrived.wait()
         if moving.record.state is State.FAILED:
             raise failed(EIO)
 
@@ -277,6 +281,7 @@ class Background:
             await self._give_up(moving, State.FAILED, failure.errno or EIO)
         else:
             self._show_plainly(moving, arrival=True, departure=False)
+            moving.arrived.set()
             await _in_thread(moving.job.retire)
             self._end(moving)
 

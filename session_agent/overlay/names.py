@@ -164,7 +164,8 @@ async def rmdir(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> No
     if vault.branch_below(parent, name):
         raise error(ENOTEMPTY)
     moving = vault.background.holds(parent, name)
-    if moving is not None and _leads_into(moving.target.folder, parent, name):
+    arriving = moving is not None and not moving.arrived.is_set()
+    if moving is not None and arriving and _leads_into(moving.target.folder, parent, name):
         raise error(ENOTEMPTY)
     if moving is not None:
         await vault.background.vacated(moving)

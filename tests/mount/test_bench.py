@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import moves
 from bench.rows import ROWS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ def test_every_row_is_measured_on_the_vault(tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "bench", "--quick", "--scale", "0.005", "--rounds", "1"),
             *("--against", "vault", "--idle-seconds", "0.5"),
+            *("--rows", ",".join([*(row.name for row in ROWS), "idle"])),
             *("--json", figures, "--plot", image, "--folder", tmp_path),
         ],
         cwd=REPOSITORY,
@@ -45,3 +47,23 @@ def test_every_row_is_measured_on_the_vault(tmp_path: Path) -> None:
     assert found["idle"]["vault"]["with_nodes"]["pss"] > 0
     assert image.read_text(encoding="utf-8").startswith("<svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.svg"]
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_fuse
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="moves are compared with rsync's")
+def test_moves_are_measured(tmp_path: Path) -> None:
+    said: list[str] = []
+    figures = moves.measure(tmp_path / "moves", 0.004, said.append, rounds=1)
+    movers = {one.mover for one in figures.moved}
+    assert movers == {
+        "vault",
+        "vault, by handle",
+        "mv + sync",
+        "rsync + sync",
+        "shutil.move + sync",
+    }
+    assert all(0 < one.durable <= one.done for one in figures.moved)
+    assert set(figures.accepted) == {"file", "notes"}
+    assert len(figures.felt) == 24
+    assert "| stat, target, while notes moves |" in moves.as_text(figures)
