@@ -20,6 +20,7 @@ import msgspec
 
 from session_agent.errors import ControlError, TimeLimitError
 from session_agent.fsutil import bounded
+from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle import state
 from session_agent.lifecycle.move_status import MoveStatus
 from session_agent.lifecycle.session import Place
@@ -104,17 +105,17 @@ class NotListeningError(ControlError):
 def consult(place: Place, verb: Verb = "status", argument: str = "") -> Running | None:
     """Who serves this session, and the answer to `verb`; None if nobody does.
 
-    All of it is done with the session user's rights, in a child: the home may hang. Raises
-    ControlError if the state directory does not answer.
+    Files are reached with the session user's rights, in a child: the home may hang. But the agent is to see
+    who asks, so root stays root. Raises ControlError if the state directory does not answer.
     """
-    limit = 2 * ANSWER_SECONDS
+    request = Request(VERSION, verb, argument)
+
+    def look() -> list[Running]:
+        with acting_as(place.user):
+            return _consult(place.state_dir, place.user.uid, request)
+
     try:
-        found = bounded.run(
-            lambda: _consult(place.state_dir, place.user.uid, Request(VERSION, verb, argument)),
-            list[Running],
-            time_limit=limit,
-            user=place.user,
-        )
+        found = bounded.run(look, list[Running], time_limit=2 * ANSWER_SECONDS)
     except TimeLimitError:
         raise ControlError(
             f"The state directory {printable(place.state_dir)} does not answer.",
