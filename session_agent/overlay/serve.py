@@ -173,17 +173,20 @@ class Overlay:
         A branch that nobody uses is asked now and then, so that it is not found dead only by who needs it.
         """
         assert self._vault is not None
+        remote = [one for one in self._vault.branches if isinstance(one, RemoteBranch)]
         while True:
             before = self.branch_states()
             changed()
+            if not remote:
+                await (
+                    trio.sleep_forever()
+                )  # what is local stays as it is: an idle agent is not woken
             while self.branch_states() == before:
                 await trio.sleep(_WATCH_SECONDS)
-                due = [
-                    b for b in self._vault.branches if isinstance(b, RemoteBranch) and b.is_due()
-                ]
                 async with trio.open_nursery() as nursery:
-                    for branch in due:
-                        nursery.start_soon(branch.look)
+                    for branch in remote:
+                        if branch.is_due():
+                            nursery.start_soon(branch.look)
 
     async def stop_moves(self) -> None:
         """Before `stop`: what is moved in the background may end, within the grace period."""
