@@ -17,6 +17,7 @@ MNT_DETACH = 2
 SYNC_FILE_RANGE_WRITE = 2
 
 _AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 _UTIME_NOW = (1 << 30) - 1
@@ -51,6 +52,8 @@ _open_by_handle_at = _libc.open_by_handle_at
 _open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 _utimensat = _libc_fast.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+_utimensat_slow = _libc.utimensat  # lets others run, as one of them may have to answer it
+_utimensat_slow.argtypes = _utimensat.argtypes
 _umount2 = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _setfsuid = _libc_fast.setfsuid
@@ -128,6 +131,17 @@ def set_times(path: str, atime_ns: int | None, mtime_ns: int | None, *, now: boo
     encoded = os.fsencode(path)
     if _utimensat(_AT_FDCWD, encoded, times, 0):
         _raise(encoded)
+
+
+def touch_at(folder: int, name: bytes, *, modified: bool) -> None:
+    """utimensat(2): the modification time becomes the present, or with not `modified` both times do.
+
+    To those who watch the file the first is a modification, the second a change of its attributes.
+    """
+    times = (ctypes.c_long * 4)()
+    times[1], times[3] = (_UTIME_OMIT if modified else _UTIME_NOW), _UTIME_NOW
+    if _utimensat_slow(folder, name, times, _AT_SYMLINK_NOFOLLOW):
+        _raise(name)
 
 
 def unmount(path: str, flags: int = 0) -> None:

@@ -9,11 +9,11 @@ from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTSUP, ESTALE
 from typing import TypeAlias, TypeVar
 
 from session_agent.fsutil.at import by_descriptor, stat_at
-from session_agent.fsutil.credentials import Caller
+from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.model import MountState
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.tree import FolderNode, Node, version_of
 from session_agent.overlay.vault import Vault, error
 
 T = TypeVar("T")
@@ -95,13 +95,17 @@ async def set_attributes(
     if handle_id is not None:
         handle = vault.handles.file(handle_id)
         size_fd = handle.fd if handle.writable else -1
-        return await branch.call(caller, calls.change, handle.fd, size_fd, changes)
+        status = await branch.call(caller, calls.change, handle.fd, size_fd, changes)
+        node.announced = version_of(status)
+        return status
     fd, ours = await vault.reference(node, caller)
     try:
-        return await branch.call(caller, calls.change, fd, -1, changes)
+        status = await branch.call(caller, calls.change, fd, -1, changes)
     finally:
         if ours:
             branch.close_later(fd)
+    node.announced = version_of(status)
+    return status
 
 
 async def read_link(vault: Vault, node_id: int, caller: Caller) -> bytes:
@@ -190,6 +194,7 @@ async def get_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> 
 async def set_xattr(vault: Vault, node_id: int, name: bytes, value: bytes, caller: Caller) -> None:
     """setxattr, whether or not it is there. EPERM where only the system may set it."""
     await _call_xattr(vault, node_id, caller, _set, name, value)
+    await _note_own(vault, node_id)
 
 
 async def list_xattr(vault: Vault, node_id: int, caller: Caller) -> list[bytes]:
@@ -201,3 +206,11 @@ async def list_xattr(vault: Vault, node_id: int, caller: Caller) -> list[bytes]:
 async def remove_xattr(vault: Vault, node_id: int, name: bytes, caller: Caller) -> None:
     """removexattr."""
     await _call_xattr(vault, node_id, caller, _remove, name)
+    await _note_own(vault, node_id)
+
+
+async def _note_own(vault: Vault, node_id: int) -> None:
+    """What was changed is the vault's own doing, and no news to the programs in it."""
+    node = vault.tree[node_id]
+    if not node.branch.remote:
+        node.announced = version_of(await status_of(vault, node, AGENT))

@@ -73,6 +73,8 @@ class Background:
 
     def _show_plainly(self, moving: Moving, *, arrival: bool, departure: bool) -> None:
         target, source = moving.target, moving.source
+        for branch in {target.branch, source.branch}:
+            self._vault.foreign.drain(branch)
         for folder, names, name, wanted in (
             (target.folder, _shifted(target.folder).arrivals, target.name, arrival),
             (source.folder, _shifted(source.folder).departures, source.name, departure),
@@ -183,8 +185,10 @@ class Background:
     async def drop_replaced(self, moving: Moving) -> None:
         """Remove what a move that was taken back would have replaced."""
         if moving.replaces:
-            fd = await self._vault.folder_fd(moving.target.folder)
-            await moving.target.branch.call(AGENT, remove_tree, fd, moving.target.name)
+            target = moving.target
+            fd = await self._vault.folder_fd(target.folder)
+            with self._vault.foreign.ours((target.folder, target.name)):
+                await target.branch.call(AGENT, remove_tree, fd, target.name)
 
     async def relocated(self) -> None:
         """A folder was renamed within its branch: records name the ends by where they lie now."""

@@ -235,6 +235,18 @@ def take(entries: Iterator[os.DirEntry[str]], count: int) -> list[bytes]:
     return names
 
 
+def everything_in(folder: int) -> dict[bytes, os.stat_result]:
+    """The status of each entry that the vault shows, by name."""
+    with os.scandir(by_descriptor(folder)) as entries:
+        names = [os.fsencode(entry.name) for entry in entries]
+    names = [name for name in names if not name.startswith(RESERVED_PREFIX)]
+    return {
+        name: status
+        for name, status in zip(names, stat_all(folder, names), strict=True)
+        if status is not None
+    }
+
+
 def stat_all(folder: int, names: list[bytes]) -> list[os.stat_result | None]:
     """The status of each name; None for one that is gone."""
     found: list[os.stat_result | None] = []

@@ -9,7 +9,7 @@ from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
 from session_agent.overlay.handles import Handle
-from session_agent.overlay.tree import Node
+from session_agent.overlay.tree import Node, version_of
 from session_agent.overlay.vault import Vault, error
 
 # Set in the flags when the file is opened to be executed: reading is then no right that the caller needs
@@ -31,7 +31,9 @@ async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> t
             break
         # A move has begun meanwhile (in a remote branch), and does not know of this descriptor.
         await node.branch.release(opener, fd)
-    version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    version = version_of(status)
+    if flags & os.O_TRUNC:
+        node.announced = version
     keep = node.cached_version == version
     node.cached_version = version
     return vault.handles.add(Handle(fd, flags & ~_EXECUTE, node, caller, node.branch)), keep
@@ -71,10 +73,14 @@ async def write(vault: Vault, handle_id: int, offset: int, data: bytes) -> int:
     handle.node.cached_version = None
     append = handle.append and handle.appends_only
     handle.writing += 1
+    branch = handle.branch
     try:
-        return await handle.branch.call(handle.caller, calls.write, handle.fd, data, offset, append)
+        count = await branch.call(handle.caller, calls.write, handle.fd, data, offset, append)
     finally:
         handle.written()
+    if not branch.remote:
+        handle.node.announced = version_of(os.fstat(handle.fd))
+    return count
 
 
 async def flush(vault: Vault, handle_id: int) -> None:

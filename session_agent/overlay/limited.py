@@ -47,11 +47,15 @@ class LimitedOperations(VaultOperations):
         return await super().lookup(parent_inode, name, ctx)
 
     def _make(self, parent_inode: int, name: bytes, operation: str, ctx: RequestContext) -> None:
+        if self._is_own_thread(ctx):
+            return  # it announces only what may be seen, and changes nothing
         self._limits.make(self._vault.tree.folder(parent_inode), name, operation, ctx.uid)
 
     def _displace(
         self, parent_inode: int, name: bytes, operation: str, ctx: RequestContext
     ) -> None:
+        if self._is_own_thread(ctx):
+            return
         self._limits.displace(self._vault.tree.folder(parent_inode), name, operation, ctx.uid)
 
     @answered

@@ -41,6 +41,20 @@ async def move(
     caller: Caller,
 ) -> None:
     """Rename across branches. OSError as rename(2) gives it; EBUSY if a branch hangs below the source."""
+    source, target = (source_folder, source_name), (target_folder, target_name)
+    with vault.foreign.ours(source, target):
+        await _move(vault, *source, *target, flags, caller)
+
+
+async def _move(
+    vault: Vault,
+    source_folder: FolderNode,
+    source_name: bytes,
+    target_folder: FolderNode,
+    target_name: bytes,
+    flags: int,
+    caller: Caller,
+) -> None:
     if vault.branch_below(source_folder, source_name):
         raise error(EBUSY)
     if vault.branch_below(target_folder, target_name):

@@ -18,7 +18,8 @@ from session_agent.overlay.accepted import Moving
 from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import Handle
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.inotify import CREATE, DELETE, MOVED_FROM, MOVED_TO
+from session_agent.overlay.tree import FolderNode, Node, version_of
 from session_agent.overlay.vault import Entry, Vault, error
 
 
@@ -56,6 +57,16 @@ def _found(
     return vault.tree.found(parent, name, status), status
 
 
+def _made_node(
+    vault: Vault, parent: FolderNode, branch: OpenBranch, name: bytes, status: os.stat_result
+) -> Entry:
+    if parent.watch is not None:
+        parent.watch.expect(name, CREATE)
+    entry = _found(vault, parent, branch, name, status)
+    entry[0].announced = version_of(status)
+    return entry
+
+
 async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNode, int]:
     """The folder that gets a new entry, and its descriptor."""
     parent = vault.tree.folder(parent_id)
@@ -85,7 +96,7 @@ async def _made(
     parent, fd = await _new_name(vault, parent_id, name)
     branch = parent.branch
     status = await branch.call(caller, maker, fd, name, *arguments)
-    return _found(vault, parent, branch, name, status)
+    return _made_node(vault, parent, branch, name, status)
 
 
 async def make_folder(
@@ -119,7 +130,7 @@ async def create(
         caller, calls.open_file, fd, name, _backing_flags(flags) | os.O_CREAT, stat.S_IMODE(mode)
     )
     try:
-        entry = _found(vault, parent, branch, name, status)
+        entry = _made_node(vault, parent, branch, name, status)
     except OSError:
         await branch.release(caller, file_fd)
         raise
@@ -149,7 +160,7 @@ async def link(vault: Vault, node_id: int, parent_id: int, name: bytes, caller: 
         assert node.parent is not None
         source = await vault.folder_fd(node.parent)
         status = await branch.call(caller, calls.make_link, source, node.name, fd, name)
-    return _found(vault, parent, branch, name, status)
+    return _made_node(vault, parent, branch, name, status)
 
 
 async def unlink(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> None:
@@ -201,6 +212,8 @@ async def _remove(
     branch = parent.branch
     fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
     held = await branch.call(caller, calls.remove, fd, name, remover)
+    if parent.watch is not None:
+        parent.watch.expect(name, DELETE)
     vault.hold(held, branch)
 
 
@@ -332,11 +345,23 @@ async def _rename(
             if failure.errno != EXDEV:
                 raise
         else:
+            _expect_renamed(source, source_name, target, target_name)
+            if done.exchanged is not None:
+                _expect_renamed(target, target_name, source, source_name)
             _renamed(vault, source, source_name, target, target_name, done)
             if vault.background.live:
                 await vault.background.relocated()
             return
     await moves.move(vault, source, source_name, target, target_name, flags, caller)
+
+
+def _expect_renamed(
+    source: FolderNode, source_name: bytes, target: FolderNode, target_name: bytes
+) -> None:
+    if source.watch is not None:
+        source.watch.expect(source_name, MOVED_FROM)
+    if target.watch is not None:
+        target.watch.expect(target_name, MOVED_TO)
 
 
 def _renamed(

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
-from errno import EIO, ENOSYS
+from errno import EIO, ENOSYS, EPERM
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -16,7 +16,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from session_agent.fsutil.credentials import Caller
 from session_agent.overlay import attributes, files, folders, names
 from session_agent.overlay.calls import Changes
-from session_agent.overlay.tree import Node
+from session_agent.overlay.tree import FolderNode, Node, version_of
 from session_agent.overlay.vault import Entry, Vault
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class VaultOperations(pyfuse3.Operations):
     def __init__(self, vault: Vault, cache_seconds: float, announcer: int = 0) -> None:
         super().__init__()
         self._vault = vault
+        self._foreign = vault.foreign
         self._announcer = announcer  # see OverlayOptions
         self._timeout = cache_seconds
         self._flushes = any(branch.remote for branch in vault.branches)
@@ -88,13 +89,29 @@ class VaultOperations(pyfuse3.Operations):
         """The attributes of an entry that the kernel counts as looked up from now on."""
         node, status = entry
         node.lookups += 1
+        if type(node) is FolderNode and node.watch is None:
+            self._foreign.watch(node)
         return self._attributes(node, status)
+
+    def _announced(self, entry: Entry) -> EntryAttributes:
+        """As `_told`, for the announcing thread's call alone: others look up what is there."""
+        out = self._told(entry)
+        out.entry_timeout = 0
+        return out
+
+    def _is_own_thread(self, ctx: RequestContext) -> bool:
+        """Whether it is the agent's own thread, which announces a foreign change."""
+        return ctx.pid == self._foreign.announcer.thread != 0
 
     # Names
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
+            if self._is_own_thread(ctx):
+                seen = await self._foreign.announcer.lookup(parent_inode, name)
+                if seen is not None:
+                    return self._announced(seen)
             return self._told(
                 await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
             )
@@ -112,6 +129,8 @@ class VaultOperations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
+        if self._is_own_thread(ctx):
+            return self._announced(await self._foreign.announcer.answer("make", parent_inode, name))
         caller = self._caller(ctx)
         return self._told(
             await names.make_folder(self._vault, parent_inode, name, mode & 0o7777, caller)
@@ -121,6 +140,8 @@ class VaultOperations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
+        if self._is_own_thread(ctx):
+            return self._announced(await self._foreign.announcer.answer("make", parent_inode, name))
         caller = self._caller(ctx)
         return self._told(
             await names.make_node(self._vault, parent_inode, name, mode, rdev, caller)
@@ -130,6 +151,8 @@ class VaultOperations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        if self._is_own_thread(ctx):
+            return self._announced(await self._foreign.announcer.answer("make", parent_inode, name))
         caller = self._caller(ctx)
         return self._told(await names.make_symlink(self._vault, parent_inode, name, target, caller))
 
@@ -142,10 +165,16 @@ class VaultOperations(pyfuse3.Operations):
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        if self._is_own_thread(ctx):
+            await self._foreign.announcer.answer("remove", parent_inode, name)
+            return
         await names.unlink(self._vault, parent_inode, name, self._caller(ctx))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        if self._is_own_thread(ctx):
+            await self._foreign.announcer.answer("remove", parent_inode, name)
+            return
         await names.rmdir(self._vault, parent_inode, name, self._caller(ctx))
 
     @answered
@@ -158,6 +187,9 @@ class VaultOperations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        if self._is_own_thread(ctx):
+            await self._foreign.announcer.answer("rename", parent_inode_new, name_new)
+            return
         old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
         await names.rename(self._vault, *old, *new, flags, self._caller(ctx))
 
@@ -188,6 +220,8 @@ class VaultOperations(pyfuse3.Operations):
         if self._announces(self._vault.tree[inode], fields, ctx):
             # The kernel tells whoever watches the folder; that is all that is wanted.
             status = await attributes.get_status(self._vault, inode, self._caller(ctx))
+            if self._is_own_thread(ctx):
+                self._vault.tree[inode].announced = version_of(status)
             return self._attributes(self._vault.tree[inode], status)
         changes = Changes(
             size=attr.st_size if fields.update_size else None,
@@ -202,7 +236,11 @@ class VaultOperations(pyfuse3.Operations):
         return self._attributes(self._vault.tree[inode], status)
 
     def _announces(self, node: Node, fields: pyfuse3.SetattrFields, ctx: RequestContext) -> bool:
-        """Whether this is the announcer's touch of a branch, and no other change."""
+        """Whether this is a touch that announces something, and no other change."""
+        if self._is_own_thread(ctx):
+            if not self._foreign.announcer.touched(node):
+                raise FUSEError(EPERM)
+            return True
         if ctx.pid != self._announcer or node not in self._vault.branch_roots:
             return False
         others = (fields.update_size, fields.update_mode, fields.update_uid, fields.update_gid)
@@ -266,6 +304,8 @@ class VaultOperations(pyfuse3.Operations):
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         def reply(name: bytes, node: Node, status: os.stat_result, position: int) -> bool:
+            if type(node) is FolderNode and node.watch is None:
+                self._foreign.watch_soon(node)
             return pyfuse3.readdir_reply(
                 token, pyfuse3.FileNameT(name), self._attributes(node, status), position
             )

@@ -138,6 +138,7 @@ class Overlay:
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
         kind = VaultOperations if self._limits is None else LimitedOperations
         operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)
+        self._vault.foreign.open()
         polling.install()
         try:
             pyfuse3.init(operations, self._mountpoint, options)
@@ -154,6 +155,7 @@ class Overlay:
         async with trio.open_nursery() as nursery:
             assert self._vault is not None
             nursery.start_soon(self._tune)
+            nursery.start_soon(self._vault.foreign.run, self._mountpoint)
             nursery.start_soon(self._vault.background.run)
             if self._recovery is not None:
                 await self._recovery.before_serving()

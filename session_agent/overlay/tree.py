@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from session_agent.overlay.accepted import Moving
     from session_agent.overlay.branches import OpenBranch
     from session_agent.overlay.handles import Handle
+    from session_agent.overlay.inotify import Watch
 
 # Plain numbers, not NewTypes: converting to those costs a tenth of a microsecond, several times a request.
 NodeId: TypeAlias = int
 Key: TypeAlias = int
+
+Version: TypeAlias = tuple[int, int, int]
+"""(mtime, ctime, size) of a file, times in nanoseconds: what differs after a change."""
 
 ROOT_ID = 1
 
@@ -37,10 +41,16 @@ _INODE_BITS = 48
 _HASHED = 1 << 62
 
 
+def version_of(status: os.stat_result) -> Version:
+    """The version of the file that has this status."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
 class Node:
     """Something the kernel knows. `lookups` counts how often it was told of it and has not forgotten."""
 
     __slots__ = (
+        "announced",
         "cached_version",
         "fd",
         "format",
@@ -67,7 +77,9 @@ class Node:
         self.fd = -1
         self.handles: list[Handle] | None = None  # open handles, None for none
         # (mtime, ctime, size) that the kernel's cached pages belong to; None: unknown
-        self.cached_version: tuple[int, int, int] | None = None
+        self.cached_version: Version | None = None
+        # The version up to which programs have been told of changes by events; None: unknown
+        self.announced: Version | None = None
 
     @property
     def branch(self) -> OpenBranch:
@@ -93,7 +105,7 @@ class FolderNode(Node):
     nothing.
     """
 
-    __slots__ = ("_branch", "mounted", "shifted")
+    __slots__ = ("_branch", "mounted", "shifted", "watch")
 
     def __init__(
         self,
@@ -108,6 +120,7 @@ class FolderNode(Node):
         self._branch = branch
         self.mounted: dict[bytes, FolderNode] | None = None
         self.shifted: Shifted | None = None
+        self.watch: Watch | None = None  # what hears of foreign changes in it
 
     @property
     def branch(self) -> OpenBranch:
@@ -136,6 +149,7 @@ class Tree:
         # By object: a folder that the kernel has forgotten may be reached through a child it still knows.
         self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
         self._folder_limit = folder_limit
+        self.on_leave: Callable[[FolderNode], None] = lambda _: None
         self.root = FolderNode(ROOT_ID, ROOT_ID, None, b"", root_branch)
         self.root.fd = root_branch.fd
         self.root.lookups = 1
@@ -250,6 +264,11 @@ class Tree:
         node.lookups = old.lookups  # the kernel will forget the old one under the same number
         return node
 
+    def stand_in(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
+        """A node for a file that is gone and was not known, for as long as it takes to say so."""
+        self._spare += 1
+        return self._add(self._spare, -self._spare, parent, name, status)
+
     def rekey(self, node: Node, branch: OpenBranch, device: int, inode: int) -> None:
         """The node's file has become another backing file (after a move). It keeps its number."""
         self._elsewhere.pop(node.key, None)
@@ -295,6 +314,7 @@ class Tree:
     def detach(self, node: FolderNode, branch: OpenBranch) -> None:
         """Close the folder's descriptor, which leads into `branch`; it is opened anew when needed."""
         self._open_folders.pop(node, None)
+        self.on_leave(node)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
             branch.close_later(fd)
@@ -302,6 +322,8 @@ class Tree:
     def _close(self, node: Node) -> None:
         if isinstance(node, FolderNode):
             self._open_folders.pop(node, None)
+            if node.watch is not None:
+                self.on_leave(node)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
             node.branch.close_later(fd)

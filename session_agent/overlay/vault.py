@@ -23,6 +23,7 @@ from session_agent.overlay import calls
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.background import Background
 from session_agent.overlay.branches import OpenBranch
+from session_agent.overlay.foreign import Foreign
 from session_agent.overlay.handles import HandleTable
 from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
 
@@ -74,6 +75,7 @@ class Vault:
                     "%s is shown as %s: %s", branch.info.name, os.fsdecode(last), failure.strerror
                 )
             self.branch_roots.append(self.tree.add_branch_root(branch, folder, last))
+        self.foreign = Foreign(self)
 
     def _folder(self, names: list[bytes]) -> FolderNode:
         """The folder that a branch hangs in, made if it is not there. It is never forgotten."""
@@ -218,6 +220,7 @@ class Vault:
 
     def close(self) -> None:
         """Close every descriptor."""
+        self.foreign.close()
         for fd in self.handles.drain():
             os.close(fd)
         self.tree.close_all()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cases import rename
+from tests.support.listening import listening, until
 from tests.support.vault import Storage, Vault, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -303,3 +304,20 @@ def test_a_race_of_links_does_not_get_in(vault: Vault) -> None:
     assert "mine" in seen
     assert seen <= {"mine", None, "ENOENT", "ENOTDIR", "ESTALE", "ELOOP"}
     assert (vault.backing("alpha") / "secret/note").read_text() == "text"
+
+
+def test_nobody_hears_of_foreign_changes_that_are_hidden(vault: Vault) -> None:
+    """Of what is shown read-only they do."""
+    until(lambda: names(vault.path / "alpha/archive"), ["inbox", "note"])
+    with (
+        listening(vault.path / "alpha") as alpha,
+        listening(vault.path / "alpha/archive") as archive,
+    ):
+        time.sleep(0.3)
+        before = alpha.events(), archive.events()
+        os.rename(vault.backing("alpha") / "secret", vault.backing("alpha") / "renamed")
+        os.rename(vault.backing("alpha") / "renamed", vault.backing("alpha") / "secret")
+        (vault.backing("alpha") / "archive/new").write_text("new")
+        until(lambda: "CREATE new" in archive.events(), True)
+        time.sleep(0.3)
+        assert not [e for e in alpha.events()[len(before[0]) :] if "secret" in e]

@@ -1,0 +1,93 @@
+"""Foreign changes that are to be announced, as few as tell the whole story."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from session_agent.overlay.tree import FolderNode
+
+
+@dataclass(slots=True)
+class Changed:
+    """What has happened to one name, in this order: removed, renamed to it or made, modified.
+
+    `source`: the name that it was renamed from; `source_made`: which was itself made just before.
+    """
+
+    folder: FolderNode
+    name: bytes
+    removed: bool = False
+    was_folder: bool = False
+    source: tuple[FolderNode, bytes] | None = None
+    source_made: bool = False
+    made: bool = False
+    contents: bool = False
+    attributes: bool = False
+
+
+class Pending:
+    """At most one change a name, in the order in which they began."""
+
+    LIMIT = 20_000
+
+    def __init__(self) -> None:
+        self._changes: dict[tuple[FolderNode, bytes], Changed] = {}
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    def take(self, count: int) -> list[Changed]:
+        """The first ones, which are not pending any more."""
+        places = [place for place, _ in zip(self._changes, range(count), strict=False)]
+        return [self._changes.pop(place) for place in places]
+
+    def _at(self, folder: FolderNode, name: bytes) -> Changed:
+        return self._changes.setdefault((folder, name), Changed(folder, name))
+
+    def made(self, folder: FolderNode, name: bytes) -> None:
+        """A new file."""
+        self._at(folder, name).made = True
+
+    def modified(self, folder: FolderNode, name: bytes, *, contents: bool) -> None:
+        """Other contents, or other attributes."""
+        change = self._at(folder, name)
+        if contents:
+            change.contents = True
+        else:
+            change.attributes = True
+
+    def removed(self, folder: FolderNode, name: bytes, is_folder: bool) -> None:
+        """The name is gone. If nobody has been told that it was there, nobody is told that it went."""
+        change = self._changes.pop((folder, name), None)
+        if change is not None and change.source is not None:
+            if not change.source_made:
+                source_folder, source_name = change.source
+                self.removed(source_folder, source_name, is_folder)
+        elif change is not None and change.made and not change.removed:
+            return
+        gone = self._at(folder, name)
+        gone.removed, gone.was_folder = True, is_folder
+
+    def renamed(
+        self, source: tuple[FolderNode, bytes] | None, folder: FolderNode, name: bytes
+    ) -> None:
+        """Renamed over whatever was there. Without `source`: it came from where nobody watches."""
+        self._changes.pop((folder, name), None)
+        if source is None:
+            change = self._at(folder, name)
+            change.removed = change.made = True
+            return
+        earlier = self._changes.pop(source, None)
+        change = self._at(folder, name)
+        change.source = source
+        if earlier is None:
+            return
+        if earlier.source is not None:
+            change.source, change.source_made = earlier.source, earlier.source_made
+        elif earlier.made:
+            change.source_made = True
+        else:
+            change.contents, change.attributes = earlier.contents, earlier.attributes
+        if earlier.removed:
+            gone = self._at(*source)
+            gone.removed, gone.was_folder = True, earlier.was_folder

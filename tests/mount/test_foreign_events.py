@@ -1,0 +1,392 @@
+"""What others change behind the vault becomes the event that programs in it would get for a local change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.listening import Listener, listening, until
+from tests.support.vault import Vault
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+
+QUIET = 0.4  # seconds in which an event that must not come would have come
+
+
+def only(listener: Listener, *events: str) -> None:
+    """These events come, in this order, and no others."""
+    until(listener.events, list(events))
+    time.sleep(QUIET)
+    assert listener.events() == list(events)
+
+
+@pytest.fixture(params=["alpha", "gamma", "delta", ""], ids=["ext4", "xfs", "tmpfs", "root"])
+def places(vault: Vault, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+    """One folder in the vault, and behind it."""
+    name = "events-" + request.node.name.partition("[")[0]
+    served, behind = vault.path / request.param / name, vault.backing(request.param) / name
+    behind.mkdir()
+    until(served.is_dir, True)  # the vault knows of no such name for up to a second
+    yield served, behind
+    shutil.rmtree(behind)
+    until(served.exists, False)
+
+
+def test_a_new_file_and_folder_and_link(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    with listening(served) as listener:
+        os.mknod(behind / "file")
+        os.mkdir(behind / "folder")
+        os.symlink("nowhere", behind / "link")
+        os.mkfifo(behind / "pipe")
+        only(listener, "CREATE file", "CREATE,ISDIR folder", "CREATE link", "CREATE pipe")
+    assert sorted(os.listdir(served)) == ["file", "folder", "link", "pipe"]
+    assert os.readlink(served / "link") == "nowhere"
+
+
+def test_a_new_file_that_is_waited_for_by_looking(places: tuple[Path, Path]) -> None:
+    """A program that polls finds the file before it is announced; who listens hears of it all the same."""
+    served, behind = places
+    with listening(served) as listener:
+        (behind / "new").write_bytes(b"x")
+        assert not {"new"} - set(os.listdir(served))
+        assert (served / "new").read_bytes() == b"x"
+        until(lambda: "CREATE new" in listener.events(), True)
+
+
+def test_changed_contents_and_attributes(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    (behind / "x").write_bytes(b"old")
+    until((served / "x").exists, True)
+    time.sleep(QUIET)
+    before = os.stat(behind / "x")
+    with listening(served) as listener:
+        with open(behind / "x", "r+b") as file:
+            file.write(b"newer")
+        only(listener, "MODIFY x")
+        changed = os.stat(behind / "x")
+        assert (served / "x").read_bytes() == b"newer"
+        os.chmod(behind / "x", 0o640)
+        only(listener, "MODIFY x", "ATTRIB x")
+        assert os.stat(served / "x").st_mode & 0o777 == 0o640
+    assert os.stat(behind / "x").st_mtime_ns == changed.st_mtime_ns > before.st_mtime_ns
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_removed(places: tuple[Path, Path], known: bool) -> None:
+    served, behind = places
+    (behind / "x").write_bytes(b"old")
+    (behind / "folder").mkdir()
+    time.sleep(QUIET)
+    if known:
+        assert (served / "x").stat().st_size == 3
+        assert (served / "folder").is_dir()
+    with listening(served) as listener:
+        os.unlink(behind / "x")
+        os.rmdir(behind / "folder")
+        only(listener, "DELETE x", "DELETE,ISDIR folder")
+    assert os.listdir(served) == []
+
+
+def test_renamed(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    (behind / "x").write_bytes(b"old")
+    (behind / "folder").mkdir()
+    (behind / "folder/inside").write_bytes(b"in")
+    until((served / "folder/inside").exists, True)
+    assert (served / "x").read_bytes() == b"old"
+    time.sleep(QUIET)
+    with listening(served) as listener:
+        os.rename(behind / "x", behind / "y")
+        os.rename(behind / "folder", behind / "other")
+        only(
+            listener,
+            "MOVED_FROM x",
+            "MOVED_TO y",
+            "MOVED_FROM,ISDIR folder",
+            "MOVED_TO,ISDIR other",
+        )
+    assert (served / "y").read_bytes() == b"old"
+    assert (served / "other/inside").read_bytes() == b"in"
+    assert sorted(os.listdir(served)) == ["other", "y"]
+
+
+def test_renamed_into_another_folder_and_out_of_the_branch(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    (behind / "a").mkdir()
+    (behind / "b").mkdir()
+    (behind / "a/x").write_bytes(b"1")
+    (behind / "a/tree").mkdir()
+    assert (served / "a/x").read_bytes() == b"1"
+    assert os.listdir(served / "b") == []
+    time.sleep(QUIET)
+    with listening(served / "a") as left, listening(served / "b") as entered:
+        os.rename(behind / "a/x", behind / "b/x")
+        os.rename(behind / "a/tree", behind / "b/tree")
+        only(left, "MOVED_FROM x", "MOVED_FROM,ISDIR tree")
+        only(entered, "MOVED_TO x", "MOVED_TO,ISDIR tree")
+        (served / "b/tree/new").write_bytes(b"2")  # it is a folder like any other
+
+
+def test_a_safe_save(places: tuple[Path, Path]) -> None:
+    """As editors save: a new file is written beside the old one, and renamed over it."""
+    served, behind = places
+    (behind / "note.md").write_bytes(b"old")
+    assert (served / "note.md").read_bytes() == b"old"
+    time.sleep(QUIET)
+    with listening(served) as listener:
+        (behind / "note.tmp").write_bytes(b"new")
+        os.rename(behind / "note.tmp", behind / "note.md")
+        until(lambda: listener.events()[-1:] == ["MOVED_TO note.md"], True)
+        time.sleep(QUIET)
+        events = [event for event in listener.events() if not event.startswith("MODIFY")]
+    assert events == ["CREATE note.tmp", "MOVED_FROM note.tmp", "MOVED_TO note.md"]
+    assert (served / "note.md").read_bytes() == b"new"
+
+
+def test_the_own_changes_do_not_come_back(places: tuple[Path, Path]) -> None:
+    served, _ = places
+    with listening(served) as listener:
+        (served / "x").write_bytes(b"1" * 300_000)
+        os.chmod(served / "x", 0o600)
+        os.utime(served / "x", (1, 1))
+        os.setxattr(served / "x", "user.a", b"b")
+        os.link(served / "x", served / "z")
+        os.rename(served / "x", served / "y")
+        os.mkdir(served / "folder")
+        os.symlink("a", served / "link")
+        os.truncate(served / "y", 5)
+        os.unlink(served / "y")
+        os.unlink(served / "z")
+        os.rmdir(served / "folder")
+        time.sleep(QUIET)
+        events = listener.events()
+    assert [e for e in events if not e.startswith(("MODIFY", "ATTRIB"))] == [
+        "CREATE x",
+        "CLOSE_WRITE,CLOSE x",
+        "CREATE z",
+        "MOVED_FROM x",
+        "MOVED_TO y",
+        "CREATE,ISDIR folder",
+        "CREATE link",
+        "DELETE y",
+        "DELETE z",
+        "DELETE,ISDIR folder",
+    ]
+    assert len([e for e in events if e.startswith("ATTRIB")]) <= 5, events
+
+
+def test_moves_do_not_come_back(vault: Vault) -> None:
+    with contextlib.ExitStack() as stack:
+        alpha = stack.enter_context(listening(vault.path / "alpha"))
+        gamma = stack.enter_context(listening(vault.path / "gamma"))
+        (vault.path / "alpha/moved").write_bytes(b"1")
+        os.rename(vault.path / "alpha/moved", vault.path / "gamma/moved")
+        time.sleep(QUIET)
+        assert [e for e in alpha.events() if "MOD" not in e] == [
+            "CREATE moved",
+            "CLOSE_WRITE,CLOSE moved",
+            "MOVED_FROM moved",
+        ]
+        assert gamma.events() == ["MOVED_TO moved"]
+        # Nothing is claimed for longer than the move takes.
+        with open(vault.backing("gamma") / "moved", "ab") as file:
+            file.write(b"2")
+        only(gamma, "MOVED_TO moved", "MODIFY moved")
+        os.unlink(vault.backing("gamma") / "moved")
+        only(gamma, "MOVED_TO moved", "MODIFY moved", "DELETE moved")
+
+
+SCRIPT = """
+const fs = require('fs');
+fs.watch(process.argv[1], (type, name) => console.log(type, name));
+console.log('ready');
+"""
+
+
+@contextlib.contextmanager
+def program(*command: str) -> Iterator[Listener]:
+    listener = Listener.of(*command)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def test_node_as_obsidian_watches(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    with program("node", "-e", SCRIPT, str(served)) as node:
+        until(node.events, ["ready"])
+        (behind / "note.md").write_bytes(b"1")
+        until(lambda: node.events()[1:2], ["rename note.md"])
+        time.sleep(QUIET)
+        heard = len(node.events())
+        with open(behind / "note.md", "ab") as file:
+            file.write(b"2")
+        until(lambda: node.events()[heard:], ["change note.md"])
+        os.rename(behind / "note.md", behind / "other.md")
+        wanted = ["change note.md", "rename note.md", "rename other.md"]
+        until(lambda: node.events()[heard:], wanted)
+        os.unlink(behind / "other.md")
+        until(lambda: node.events()[heard:], [*wanted, "rename other.md"])
+
+
+def test_gio_as_thunar_watches(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    with program("gio", "monitor", f"--dir={served}") as gio:
+        time.sleep(1.0)  # it does not say when it is ready
+        (behind / "note.md").write_bytes(b"1")
+        until(lambda: any("note.md: created" in event for event in gio.events()), True)
+        os.rename(behind / "note.md", behind / "other.md")
+        until(lambda: any("renamed to" in event for event in gio.events()), True)
+        os.unlink(behind / "other.md")
+        until(lambda: any("other.md: deleted" in event for event in gio.events()), True)
+
+
+def test_watchdog(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    script = (
+        "import sys, time; from watchdog.observers import Observer;"
+        "from watchdog.events import FileSystemEventHandler as H;"
+        "h = H(); h.on_any_event = lambda e: print(e.event_type, e.src_path[-4:], flush=True);"
+        "o = Observer(); o.schedule(h, sys.argv[1]); o.start(); print('ready', flush=True);"
+        "time.sleep(60)"
+    )
+    with program(sys.executable, "-c", script, str(served)) as watchdog:
+        until(lambda: watchdog.events()[:1], ["ready"])
+        (behind / "note").write_bytes(b"1")
+        until(lambda: "created note" in watchdog.events(), True)
+        os.unlink(behind / "note")
+        until(lambda: "deleted note" in watchdog.events(), True)
+
+
+def test_tail_follows(places: tuple[Path, Path]) -> None:
+    served, behind = places
+    (behind / "log").write_bytes(b"one\n")
+    until((served / "log").exists, True)
+    with program("tail", "-f", "-s", "0.2", str(served / "log")) as tail:
+        until(tail.events, ["one"])
+        for line in ("two", "three"):
+            with open(behind / "log", "a") as file:
+                file.write(line + "\n")
+            until(lambda: tail.events()[-1], line)
+
+
+def test_a_burst(vault: Vault) -> None:
+    """Two thousand files at once: every one is announced, and others in the vault hardly wait."""
+    served, behind = vault.path / "alpha/burst", vault.backing("alpha") / "burst"
+    behind.mkdir()
+    until(served.is_dir, True)
+    (vault.path / "gamma/other").touch()
+    waited: list[float] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.005):
+            start = time.monotonic()
+            os.stat(
+                vault.path / "gamma/absent-or-not"
+                if len(waited) % 2
+                else vault.path / "gamma/other"
+            )
+            waited.append(time.monotonic() - start)
+
+    (vault.path / "gamma/absent-or-not").touch()
+    thread = threading.Thread(target=look)
+    try:
+        with listening(served) as listener:
+            thread.start()
+            for number in range(2000):
+                (behind / f"{number}").write_bytes(b"x")
+            wanted = {f"CREATE {number}" for number in range(2000)}
+            until(lambda: wanted - set(listener.events()), set(), patience=20)
+    finally:
+        stop.set()
+        thread.join()
+    waited.sort()
+    assert waited[len(waited) * 99 // 100] < 0.1, waited[-20:]
+    shutil.rmtree(behind)
+
+
+def test_what_the_kernel_could_not_keep_is_found_by_comparing(vault: Vault) -> None:
+    """While the agent is stopped more happens than inotify's queue holds (16,384 events by default)."""
+    served, behind = vault.path / "delta/flood", vault.backing("delta") / "flood"
+    behind.mkdir()
+    (behind / "gone").touch()
+    (behind / "changed").write_bytes(b"1")
+    until(served.is_dir, True)
+    time.sleep(
+        QUIET
+    )  # until the folder itself has been announced: the kernel looks at it anew then
+    assert sorted(os.listdir(served)) == ["changed", "gone"]
+    size = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    time.sleep(QUIET)
+    with listening(served) as listener:
+        os.kill(vault.pid, signal.SIGSTOP)
+        try:
+            for number in range(size // 2 + 10):
+                os.mknod(behind / f"filler-{number % 2}")
+                os.unlink(behind / f"filler-{number % 2}")
+            os.unlink(behind / "gone")
+            (behind / "changed").write_bytes(b"2")
+            (behind / "new").write_bytes(b"3")
+        finally:
+            os.kill(vault.pid, signal.SIGCONT)
+        wanted = {"CREATE new", "DELETE gone", "MODIFY changed"}
+        until(lambda: wanted - set(listener.events()), set())
+    shutil.rmtree(behind)
+    until(served.exists, False)
+
+
+def test_both_sides_at_once(places: tuple[Path, Path]) -> None:
+    """Files changed from both sides: in the end the vault shows what is there, and who listens has heard."""
+    served, behind = places
+    names = [f"n{number}" for number in range(8)]
+    with listening(served) as listener:
+
+        def hammer(folder: Path, seed: int) -> None:
+            chance = random.Random(seed)
+            for step in range(300):
+                name, other = chance.choice(names), chance.choice(names)
+                with contextlib.suppress(OSError):
+                    action = chance.randrange(4)
+                    if action == 0:
+                        (folder / name).write_bytes(b"%d-%d" % (seed, step))
+                    elif action == 1:
+                        os.unlink(folder / name)
+                    elif action == 2:
+                        os.rename(folder / name, folder / other)
+                    else:
+                        (folder / name).read_bytes()
+
+        sides = (served, behind, served, behind)
+        threads = [
+            threading.Thread(target=hammer, args=(folder, seed))
+            for seed, folder in enumerate(sides)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        time.sleep(1.2)
+        there = {name: (behind / name).read_bytes() for name in os.listdir(behind)}
+        assert {name: (served / name).read_bytes() for name in os.listdir(served)} == there
+        known = [name for name in names if os.path.exists(served / name)]
+        assert sorted(known) == sorted(there)
+        assert listener.events()
+        last = {}
+        for event in listener.events():
+            kind, _, name = event.partition(" ")
+            if kind in ("CREATE", "MOVED_TO", "DELETE", "MOVED_FROM"):
+                last[name] = kind in ("CREATE", "MOVED_TO")
+        assert {name for name, exists in last.items() if exists} == set(there)
