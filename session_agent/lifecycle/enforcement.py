@@ -11,6 +11,7 @@ import trio
 
 from session_agent.fsutil.credentials import AGENT, acting_as, assume
 from session_agent.lifecycle.audit import Audit
+from session_agent.lifecycle.loopholes import loopholes
 from session_agent.lifecycle.permissions import Permissions, Permits, shown
 from session_agent.model import Grant, Session
 from session_agent.policy.limit import Limit
@@ -31,6 +32,7 @@ class Enforcement:
         self._permissions = permissions
         self._session = session
         self._audit = audit
+        self._loopholes = loopholes(session)
         self._permits = permissions.now()
         self.roots = permissions.limits(session, self._permits)
         self._tell(None, self._permits)
@@ -42,8 +44,8 @@ class Enforcement:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the policy or the identity."""
-        return self._permits.problems
+        """What is wrong with the policy or the identity, and what leads round them."""
+        return (*self._permits.problems, *self._loopholes)
 
     async def run(self, restrict: Restrict, changed: Callable[[], None]) -> None:
         """Look for changes until cancelled; `changed` is called after the limits hold that follow."""

@@ -105,7 +105,7 @@ class _FirstLaunch:
         return Report(
             vault=printable(place.vault),
             steps=tuple(steps),
-            warnings=_warnings(session, served.running),
+            warnings=_warnings(self._loaded, session, served.running),
             seconds=self._deadline.passed,
         )
 
@@ -214,9 +214,11 @@ def _differs(session: Session, document: StatusDocument) -> bool:
     )
 
 
-def _warnings(session: Session, running: control.Running | None) -> tuple[str, ...]:
+def _warnings(loaded: Loaded, session: Session, running: control.Running | None) -> tuple[str, ...]:
     """What the session knows, and what the agent found when it started."""
-    told = running.document.warnings if running and running.document else ()
+    told: tuple[str, ...] = running.document.warnings if running and running.document else ()
+    if running is None and loaded.settings.policy.file is not None:
+        told = ("The permission policy is not kept: there is no vault, and the mounts lie open.",)
     return tuple(dict.fromkeys([*map(printable, session.warnings), *told]))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from session_agent.errors import PolicyError
+from session_agent.lifecycle.loopholes import loopholes
 from session_agent.model import Grant, Mode, Session, printable
 from session_agent.policy.document import read
 from session_agent.policy.evaluate import FolderGrant, evaluate, next_change
@@ -145,7 +146,7 @@ def restricted(permissions: Permissions, session: Session) -> Session:
         return session
     permits = permissions.now()
     found = shown(session, permissions.limits(session, permits))
-    return replace(found, warnings=(*found.warnings, *permits.problems))
+    return replace(found, warnings=(*found.warnings, *permits.problems, *loopholes(session)))
 
 
 def _stamp(path: str) -> tuple[int, ...]:

@@ -219,3 +219,11 @@ def test_parts_of_a_branch(governed: Governed) -> None:
     for name, expected in (("archive", "EROFS"), ("open", None)):
         made = engineering / name / "x"
         assert outcome(lambda made=made: as_person(made.touch, USER)) == expected  # type: ignore[misc]
+
+
+def test_without_a_vault_nothing_keeps_the_policy_and_that_is_said(governed: Governed) -> None:
+    governed.session.settings["overlay"] = {"enabled": False}
+    done = governed.session.run("first-launch")
+    assert "The permission policy is not kept" in done.stdout
+    bookmarks = (governed.session.home / ".config/gtk-3.0/bookmarks").read_text()
+    assert "wiki" not in bookmarks

@@ -146,3 +146,11 @@ def test_exchange_and_hard_links(session: KasmSession) -> None:
         lambda: as_person(lambda: os.link(vault / "engineering/mine", vault / "wiki/x"), USER)
     )
     assert linked == "ENOENT"
+
+
+def test_root_may_end_it(session: KasmSession) -> None:
+    """The last one here: the session is over."""
+    done = session.run("stop")
+    assert done.returncode == 0, done.stderr
+    assert "is unmounted" in done.stdout
+    assert not os.path.ismount(session.vault)
