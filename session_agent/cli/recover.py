@@ -9,7 +9,6 @@ from session_agent.cli.output import print_json, print_table, shown, tell_error
 from session_agent.errors import EXIT_DEGRADED, EXIT_OK
 from session_agent.lifecycle import journals, session
 from session_agent.moves.recover import Found
-from session_agent.moves.strategy import Options
 
 
 @click.command(
@@ -30,9 +29,7 @@ def command(config: str | None, as_json: bool) -> int:
     """
     loaded = settings(config)
     place = session.find_place(loaded)
-    described = session.build(loaded, place)
-    options = Options(loaded.settings.moves.handle_rename, journals.mount_points)
-    findings, problems = journals.recover_without_agent(place, described, options)
+    findings, problems = journals.recover_without_agent(loaded, place)
     rows = [
         {
             "id": one.record.id,

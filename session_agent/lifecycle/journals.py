@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 from session_agent.errors import ControlError, UserFileError
 from session_agent.fsutil.credentials import Caller, acting_as
-from session_agent.lifecycle import state
+from session_agent.lifecycle import session as sessions
+from session_agent.lifecycle import state, vault
 from session_agent.lifecycle.session import Place
-from session_agent.model import Session, SessionUser
+from session_agent.model import SessionUser, printable
 from session_agent.mounts import mountinfo
 from session_agent.moves.journal import Journal
-from session_agent.moves.record import End, encode
+from session_agent.moves.record import End, decode, encode
 from session_agent.moves.recover import Finding, Found, OpenFolder, open_below, recover, redo
 from session_agent.moves.strategy import MountPoint, Options
+from session_agent.settings import Loaded
 
 
 def open_journal(folder: int, user: SessionUser) -> tuple[Journal | None, list[str]]:
@@ -50,12 +52,11 @@ def mount_points() -> list[MountPoint]:
     return [MountPoint(one.mount_id, one.path, one.root, one.device) for one in mountinfo.read()]
 
 
-def recover_without_agent(
-    place: Place, session: Session, options: Options
-) -> tuple[list[Finding], list[str]]:
+def recover_without_agent(loaded: Loaded, place: Place) -> tuple[list[Finding], list[str]]:
     """Do what the start of an agent would do with the moves in flight, and carry out accepted ones.
 
-    Answers what was found, and what else is to be told. Raises ControlError while an agent runs, and
+    A mount that a killed agent left behind is removed: it hides the branches below the vault. Answers what
+    was found, and what else is to be told. Raises ControlError while an agent runs, and
     UserFileError where the journal cannot be used.
     """
     folder = state.create(place.state_dir, place.user)
@@ -65,9 +66,12 @@ def recover_without_agent(
                 f"The agent (process {state.holder(folder)}) is running, and has done it at its start.",
                 "`session-agent moves` shows the moves; `session-agent stop` ends the agent.",
             )
+        vault.take_over(place.vault, place.user)
+        session = sessions.build(loaded, place)
         journal = Journal(folder, place.user)
     finally:
         os.close(folder)
+    options = Options(loaded.settings.moves.handle_rename, mount_points)
     user = Caller(place.user.uid, place.user.gid, place.user.groups)
     tops = {"": session.root_branch}
     tops |= {encode(os.fsencode(one.name)): one.path for one in session.branches}
@@ -75,7 +79,8 @@ def recover_without_agent(
     def open_folder(end: End) -> int:
         path = tops.get(end.branch)
         if path is None:
-            raise FileNotFoundError(2, "the branch is not mounted")
+            name = printable(os.fsdecode(decode(end.branch)))
+            raise FileNotFoundError(2, f"the branch {name} is not mounted")
         with acting_as(user):
             top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
