@@ -172,3 +172,13 @@ class TestWithAgent:
         with stub_agent(place, None), pytest.raises(ControlError, match="does not listen"):
             moves.acknowledge(place, record(1).id)
         assert len(moves.listing(place).moves) == 1
+
+    def test_not_while_one_is_just_starting(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It takes the lock after it was asked for."""
+        write(place, record(1, State.FAILED))
+        monkeypatch.setattr("session_agent.lifecycle.control.consult", lambda *_: None)
+        with stub_agent(place, None), pytest.raises(ControlError, match="just starting"):
+            moves.acknowledge(place, record(1).id)
+        assert len(moves.listing(place).moves) == 1
