@@ -64,6 +64,9 @@ class StatusDocument(msgspec.Struct, frozen=True):
     branches: tuple[BranchStatus, ...] = ()
     moves: tuple[MoveStatus, ...] = ()
     warnings: tuple[str, ...] = ()
+    foreign: dict[
+        str, int
+    ] = {}  # how many foreign changes were announced, and how (see ForeignCounts)
     root_branch: str = ""
     moves_left_out: int = 0
 

@@ -107,7 +107,11 @@ class _Served:
     def document(self) -> StatusDocument:
         """The status."""
         return status.of_running(
-            self.session, self.overlay.branch_states(), self.moves.statuses(), self.warnings
+            self.session,
+            self.overlay.branch_states(),
+            self.moves.statuses(),
+            self.warnings,
+            self.overlay.foreign_counts(),
         )
 
 

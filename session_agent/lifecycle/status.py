@@ -24,6 +24,7 @@ def of_running(
     states: Mapping[str, MountState],
     moves: Sequence[MoveStatus],
     warnings: Sequence[str],
+    foreign: Mapping[str, int] | None = None,
 ) -> StatusDocument:
     """What the agent that serves `session` says of itself.
 
@@ -48,6 +49,7 @@ def of_running(
         branches=branches,
         moves=told,
         warnings=tuple(map(printable, warnings)),
+        foreign=dict(foreign or {}),
         root_branch=printable(session.root_branch),
         moves_left_out=left_out,
     )

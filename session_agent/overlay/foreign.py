@@ -63,8 +63,12 @@ _SLACK = 1_000_000_000  # ns that a folder's files may be older than the last ev
 
 
 @dataclass
-class Counts:
-    """What `session-agent status` tells."""
+class ForeignCounts:
+    """What `session-agent status --json` tells under `foreign`.
+
+    Folders that are `watched` now, and times that one could not be (`unwatched`); changes `announced`, events
+    `coalesced` with an earlier one, and folders `rescanned` because events were lost.
+    """
 
     watched: int = 0
     unwatched: int = 0
@@ -78,7 +82,7 @@ class Foreign:
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self.counts = Counts()
+        self.counts = ForeignCounts()
         self.announcer = Announcer(vault)
         self._queues: dict[OpenBranch, Queue] = {}
         self._new: dict[FolderNode, None] = {}  # to be watched

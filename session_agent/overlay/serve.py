@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import pyfuse3
 import trio
@@ -227,6 +227,10 @@ class Overlay:
         if self._vault is not None:
             self._vault.close()
             self._vault = None
+
+    def foreign_counts(self) -> dict[str, int]:
+        """Folders that are watched for foreign changes, and what became of those heard of."""
+        return {} if self._vault is None else asdict(self._vault.foreign.counts)
 
     def branch_states(self) -> dict[str, MountState]:
         """The state of every branch, by its name."""

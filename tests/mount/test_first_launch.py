@@ -92,7 +92,11 @@ def test_status_and_stop(session: KasmSession) -> None:
         ],
         "moves": [],
         "warnings": [],
+        "foreign": document["foreign"],
     }
+    counts = ["watched", "unwatched", "announced", "coalesced", "rescanned"]
+    assert list(document["foreign"]) == counts
+    assert document["foreign"]["watched"] >= 2
     assert session.run("status").returncode == 0
     stopped = session.run("stop", "--json")
     assert json.loads(stopped.stdout) == {"stopped": True, "vault": str(session.vault)}

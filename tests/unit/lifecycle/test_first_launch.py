@@ -39,7 +39,7 @@ class TestStatusDocument:
 
     def test_its_shape(self) -> None:
         told = document(mount("a"), mount("b", mode=Mode.RO)).as_json()
-        assert list(told) == ["state", "vault", "pid", "branches", "moves", "warnings"]
+        assert list(told) == ["state", "vault", "pid", "branches", "moves", "warnings", "foreign"]
         assert told["state"] == "running"
         assert list(told["branches"]) == [
             {"name": "a", "path": "/vault/a", "mode": "rw", "state": "alive"},
