@@ -126,9 +126,10 @@ def _served(ground: _Ground, *, handle: bool) -> Iterator[Path]:
     vault, root, state = (ground.folder / name for name in ("vault", "root", "state"))
     for folder in (vault, root, state):
         folder.mkdir(exist_ok=True)
-    arguments = [str(vault), str(root), str(state), str(int(handle))]
+    arguments = ["--state", str(state), *(["--by-handle"] if handle else [])]
+    arguments += [str(vault), str(root)]
     arguments += [f"{name}={path}" for name, path in ground.branches.items()]
-    server = subprocess.Popen([sys.executable, "-m", "bench.moves_server", *arguments])
+    server = subprocess.Popen([sys.executable, "-m", "bench.vault_server", *arguments])
     try:
         deadline = time.monotonic() + 20
         while not os.path.ismount(vault):

@@ -1,28 +1,43 @@
-"""The overlay alone, in the foreground: python -m bench.vault_server VAULT ROOT NAME=PATH..."""
+"""The overlay alone, in the foreground: python -m bench.vault_server [options] VAULT ROOT NAME=PATH..."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
 import signal
 import sys
 
 import trio
 
 from session_agent.model import Mode, Mount, MountKind, MountState, Session, SessionUser
+from session_agent.moves import strategy
+from session_agent.moves.journal import Journal
+from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.serve import Overlay, OverlayOptions
 
 
 def main() -> None:
     """Serve until unmounted, or told to end by SIGTERM."""
-    vault, root, *branches = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--state", help="where to keep a journal; without, no move is accepted")
+    parser.add_argument("--by-handle", action="store_true", help="move in one step if possible")
+    parser.add_argument("vault")
+    parser.add_argument("root")
+    parser.add_argument("branches", nargs="*")
+    options = parser.parse_args()
     mounts = tuple(
         Mount(name, path, path, "none", MountKind.LOCAL, Mode.RW, MountState.ALIVE)
-        for name, _, path in (branch.partition("=") for branch in branches)
+        for name, _, path in (branch.partition("=") for branch in options.branches)
     )
-    user = SessionUser("root", 0, 0, (), root)
-    session = Session(user, vault, root, f"{root}.state", mounts)
+    user = SessionUser("root", 0, 0, (), options.root)
+    session = Session(user, options.vault, options.root, f"{options.root}.state", mounts)
     logging.basicConfig(level=logging.WARNING)
-    overlay = Overlay(session, OverlayOptions(cache_seconds=1.0))
+    moves = MoveOptions(ways=strategy.Options(handle_rename=options.by_handle))
+    journal = None
+    if options.state:
+        journal = Journal(os.open(options.state, os.O_PATH | os.O_DIRECTORY), user)
+    overlay = Overlay(session, OverlayOptions(cache_seconds=1.0, moves=moves), journal=journal)
     for warning in overlay.open_branches():
         sys.exit(warning)
     overlay.mount()

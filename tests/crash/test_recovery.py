@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import pytest
 
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from session_agent.moves.recover import Found
+from tests.support import move_ends as ends
 from tests.support.disks import contents
 from tests.support.failpoints import killed_at
 from tests.support.moving import Disks, Recorded
@@ -20,30 +20,6 @@ from tests.support.storage import tmpfs
 pytestmark = pytest.mark.needs_root  # two file systems in memory
 
 Contents = dict[str, bytes]
-
-
-def _file(path: Path) -> None:
-    path.write_bytes(b"one" * 2000)
-
-
-def _other_file(path: Path) -> None:
-    path.write_bytes(b"another" * 1000)
-
-
-def _tree(path: Path) -> None:
-    (path / "below/deep").mkdir(parents=True)
-    (path / "below/deep/note").write_bytes(b"note" * 1000)
-    (path / "top").write_bytes(b"top")
-    os.link(path / "below/deep/note", path / "linked")
-    (path / "link").symlink_to("below")
-
-
-def _empty(path: Path) -> None:
-    path.mkdir()
-
-
-def _absent(path: Path) -> None:
-    assert not path.exists()
 
 
 @dataclass(frozen=True)
@@ -57,15 +33,15 @@ class Case:
 
 
 CASES = {
-    "a file": Case(_file, _absent),
-    "a file over a file": Case(_file, _other_file),
-    "a file, not to replace": Case(_file, _absent, RENAME_NOREPLACE),
-    "a tree": Case(_tree, _absent),
-    "a tree over an empty folder": Case(_tree, _empty),
-    "files exchanged": Case(_file, _other_file, RENAME_EXCHANGE),
-    "a tree exchanged with a file": Case(_tree, _other_file, RENAME_EXCHANGE),
-    "a file in the background": Case(_file, _other_file, 0, background=True),
-    "a tree in the background": Case(_tree, _absent, 0, background=True),
+    "a file": Case(ends.file, ends.absent),
+    "a file over a file": Case(ends.file, ends.other_file),
+    "a file, not to replace": Case(ends.file, ends.absent, RENAME_NOREPLACE),
+    "a tree": Case(ends.tree, ends.absent),
+    "a tree over an empty folder": Case(ends.tree, ends.empty),
+    "files exchanged": Case(ends.file, ends.other_file, RENAME_EXCHANGE),
+    "a tree exchanged with a file": Case(ends.tree, ends.other_file, RENAME_EXCHANGE),
+    "a file in the background": Case(ends.file, ends.other_file, 0, background=True),
+    "a tree in the background": Case(ends.tree, ends.absent, 0, background=True),
 }
 
 
@@ -79,7 +55,7 @@ class Bench:
     before: tuple[Contents, Contents] = field(default_factory=lambda: ({}, {}))
     after: tuple[Contents, Contents] = field(default_factory=lambda: ({}, {}))
 
-    def ends(self) -> tuple[Path, Path]:
+    def paths(self) -> tuple[Path, Path]:
         """Paths of this round: folders of their own, which nothing of another round is in."""
         return (
             self.recorded.disks.source / str(self.round) / "here",
@@ -88,10 +64,10 @@ class Bench:
 
     def make(self) -> None:
         """Both ends as they are before the move."""
-        for end in self.ends():
+        for end in self.paths():
             shutil.rmtree(end.parent, ignore_errors=True)
         self.round += 1
-        source, target = self.ends()
+        source, target = self.paths()
         source.parent.mkdir()
         target.parent.mkdir()
         self.case.source(source)
@@ -99,12 +75,12 @@ class Bench:
 
     def seen(self) -> tuple[Contents, Contents]:
         """What both folders hold."""
-        source, target = self.ends()
+        source, target = self.paths()
         return contents(source.parent), contents(target.parent)
 
     def go(self) -> None:
         """The move."""
-        self.recorded.move(*self.ends(), self.case.flags, background=self.case.background)
+        self.recorded.move(*self.paths(), self.case.flags, background=self.case.background)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from tests.support import move_ends
 from tests.support.disks import contents
 from tests.support.failpoints import failing, killed_at, record
 from tests.support.moving import Disks, move
@@ -24,32 +25,6 @@ pytestmark = pytest.mark.needs_root  # two file systems in memory
 
 RENAMES = frozenset({"rename", "renameat2"})
 Contents = dict[str, bytes]
-
-
-def _file(path: Path) -> None:
-    path.write_bytes(b"one" * 2000)
-
-
-def _other_file(path: Path) -> None:
-    path.write_bytes(b"another" * 1000)
-
-
-def _tree(path: Path) -> None:
-    (path / "below/deep").mkdir(parents=True)
-    (path / "below/deep/note").write_bytes(b"note" * 1000)
-    (path / "below/hole").write_bytes(b"")
-    os.truncate(path / "below/hole", 1 << 20)
-    os.link(path / "below/deep/note", path / "linked")
-    os.setxattr(path / "linked", "user.label", b"here")
-    (path / "link").symlink_to("below")
-
-
-def _empty(path: Path) -> None:
-    path.mkdir()
-
-
-def _absent(path: Path) -> None:
-    assert not path.exists()
 
 
 @dataclass(frozen=True)
@@ -62,13 +37,13 @@ class Case:
 
 
 CASES = {
-    "a file": Case(_file, _absent),
-    "a file over a file": Case(_file, _other_file),
-    "a file, not to replace": Case(_file, _absent, RENAME_NOREPLACE),
-    "a tree": Case(_tree, _absent),
-    "a tree over an empty folder": Case(_tree, _empty),
-    "files exchanged": Case(_file, _other_file, RENAME_EXCHANGE),
-    "a tree exchanged with a file": Case(_tree, _other_file, RENAME_EXCHANGE),
+    "a file": Case(move_ends.file, move_ends.absent),
+    "a file over a file": Case(move_ends.file, move_ends.other_file),
+    "a file, not to replace": Case(move_ends.file, move_ends.absent, RENAME_NOREPLACE),
+    "a tree": Case(move_ends.tree, move_ends.absent),
+    "a tree over an empty folder": Case(move_ends.tree, move_ends.empty),
+    "files exchanged": Case(move_ends.file, move_ends.other_file, RENAME_EXCHANGE),
+    "a tree exchanged with a file": Case(move_ends.tree, move_ends.other_file, RENAME_EXCHANGE),
 }
 
 
@@ -121,11 +96,13 @@ class Bench:
         else:
             assert set(shown) <= {"here", "there"}, where
             there = shown.get("there")
-            before = self.replaced if self.case.target is not _absent else None
+            before = self.replaced if self.case.target is not move_ends.absent else None
             assert there in (self.old, before), f"{where}: {_short(shown)}"
             if there == before and self.old != before:
                 assert shown["here"] == self.old, where
-        if self.case.source is not _tree:  # what is partly retired may be shown only of a tree
+        if (
+            self.case.source is not move_ends.tree
+        ):  # what is partly retired may be shown only of a tree
             assert all(one in (self.old, self.replaced) for one in versions), where
 
 
@@ -191,7 +168,7 @@ def test_an_error_at_every_step(bench: Bench) -> None:
 
 def _before(bench: Bench) -> dict[str, Contents]:
     before = {"here": bench.old}
-    if bench.case.target is not _absent:
+    if bench.case.target is not move_ends.absent:
         before["there"] = bench.replaced
     return before
 
