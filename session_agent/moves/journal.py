@@ -214,7 +214,10 @@ def _parse(data: bytes) -> tuple[list[Record], str]:
             checksum, _, text = line.partition(b" ")
             if int(checksum, 16) != zlib.crc32(text):
                 raise ValueError
-            records.append(msgspec.json.decode(text, type=Record))
+            record = msgspec.json.decode(text, type=Record)
+            if not record.sound:
+                raise ValueError
+            records.append(record)
         except (ValueError, msgspec.MsgspecError):
             problem = "a broken record"
     return records, problem

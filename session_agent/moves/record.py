@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import urllib.parse
 from enum import StrEnum
@@ -94,9 +95,25 @@ class Record(msgspec.Struct, frozen=True):
     ended: float = 0.0
 
     @property
+    def sound(self) -> bool:
+        """Whether the names in it can be names. The journal is the user's file: anything may be in it."""
+        names = [self.source.name, self.target.name]
+        steps = [step for end in (self.source, self.target) for step in end.folder.split("/")]
+        return (
+            re.fullmatch(r"[0-9a-f]{12}", self.id) is not None
+            and all(map(_is_name, names))
+            and all(step == "" or _is_name(step) for step in steps)
+        )
+
+    @property
     def live(self) -> bool:
         """Whether recovery would have to do something about it."""
         return self.state in LIVE
+
+
+def _is_name(text: str) -> bool:
+    name = decode(text)
+    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name
 
 
 def encode(name: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,3 +145,29 @@ def test_what_a_killed_rewrite_left_is_removed(folder: int, tmp_path: Path) -> N
 def test_names_of_any_bytes(name: bytes) -> None:
     assert decode(encode(name)) == name
     assert msgspec.json.decode(msgspec.json.encode(encode(name)), type=str) == encode(name)
+
+
+FORGED = [
+    {"id": "../../etc/x"},
+    {"id": "0" * 11 + "/"},
+    {"id": ""},
+    {"source": End("alpha", "", "..")},
+    {"source": End("alpha", "a/%2E%2E", "x")},
+    {"target": End("alpha", "", "a%2Fb")},
+    {"target": End("alpha", "..", "x")},
+    {"target": End("alpha", "", "")},
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=str)
+def test_a_forged_record_is_a_broken_one(
+    folder: int, tmp_path: Path, forged: dict[str, object]
+) -> None:
+    """Names that lead elsewhere: the agent may be root, and the file is the user's."""
+    record = msgspec.structs.replace(_record(1), **forged)
+    text = msgspec.json.encode(record)
+    line = b"%08x %b\n" % (zlib.crc32(text), text)
+    (tmp_path / FILE).write_bytes(b"session-agent moves journal 1\n" + line)
+    records, problems = _read(folder)
+    assert records == []
+    assert len(problems) == 1
