@@ -59,11 +59,12 @@ def main() -> None:
 
 
 def _mount(branch: str) -> model.Mount:
+    """A branch whose name begins with "remote" is treated as rclone's."""
     name, _, folder = branch.partition("=")
     read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
     mode = model.Mode.RO if read_only else model.Mode.RW
-    alive = model.MountState.ALIVE
-    return model.Mount(name, folder, "test", "test", model.MountKind.LOCAL, mode, alive)
+    kind = model.MountKind.RCLONE if name.startswith("remote") else model.MountKind.LOCAL
+    return model.Mount(name, folder, "test", "test", kind, mode, model.MountState.ALIVE)
 
 
 def _journal(state: str) -> Journal:
