@@ -30,7 +30,7 @@ def status(number: int, state: State = State.STAGING, **changes: Any) -> MoveSta
     """The same as it is shown."""
     known: dict[str, Any] = {
         "id": f"{number:012x}",
-        "source": f"/vault/team/note {number}",
+        "source": f"/vault/projects/note {number}",
         "target": f"/vault/team/inbox/note {number}",
         "state": state,
         "strategy": "copy",

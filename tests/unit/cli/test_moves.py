@@ -100,7 +100,7 @@ def test_the_table(agent: Callable[..., None], capsys: pytest.CaptureFixture[str
     ]
     assert cells(moving) == [
         [
-            *(MOVING.id, "work/note 1", "team/inbox/note 1", "staging", "copy"),
+            *(MOVING.id, "projects/note 1", "team/inbox/note 1", "staging", "copy"),
             *("1.5 MiB of 2 MiB", "512 KiB/s", "1 s"),
         ]
     ]
@@ -119,7 +119,7 @@ def test_json_is_what_the_agent_tells(
     assert main(["moves", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["live"]
-    assert told["moves"][0]["from"] == "/vault/team/note 1"
+    assert told["moves"][0]["from"] == "/vault/projects/note 1"
     assert told["moves"][0]["seconds_left"] == 1.0
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["moves"] == told["moves"]
@@ -167,7 +167,7 @@ def test_cancel(agent: Callable[..., None], capsys: pytest.CaptureFixture[str]) 
     agent([status(1)], [status(1, State.CANCELLED)])
     assert main(["moves", "cancel", status(1).id]) == 0
     assert capsys.readouterr().out == (
-        "The move is taken back: /vault/team/note 1 is where it was.\n"
+        "The move is taken back: /vault/projects/note 1 is where it was.\n"
     )
 
 
@@ -177,7 +177,7 @@ def test_cancel(agent: Callable[..., None], capsys: pytest.CaptureFixture[str]) 
         (status(1, State.DONE), "Too late: /vault/team/inbox/note 1 is in place."),
         (
             status(1, State.FAILED, reason="Broken"),
-            "had failed already: Broken. /vault/team/note 1",
+            "had failed already: Broken. /vault/projects/note 1",
         ),
     ],
 )
@@ -242,6 +242,8 @@ def test_interrupted_while_watching(place: Place) -> None:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A test run in the background of a shell ignores it, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         time.sleep(2)
         watching.send_signal(signal.SIGINT)

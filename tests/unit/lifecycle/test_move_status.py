@@ -22,7 +22,7 @@ def test_what_docs_moves_md_documents() -> None:
     told = move_status.under_way(moving, "/vault", done=(2 * MIB, 1), rate=MIB, paused="")
     assert json.loads(msgspec.json.encode(told)) == {
         "id": "000000000001",
-        "from": "/vault/team/note 1",
+        "from": "/vault/projects/note 1",
         "to": "/vault/team/inbox/note 1",
         "state": "staging",
         "strategy": "clone",

@@ -45,7 +45,7 @@ def test_one_of_a_kind() -> None:
         ),
         Notice(
             "note 1 could not be moved",
-            "No space left on device. It is still at /vault/team/note 1.",
+            "No space left on device. It is still at /vault/projects/note 1.",
             ICON_FAILED,
         ),
     ]
@@ -53,7 +53,7 @@ def test_one_of_a_kind() -> None:
 
 def test_both_versions_are_kept() -> None:
     (notice,) = notices([status(2, State.DONE, kept=True)])
-    assert notice.body.endswith("What had changed meanwhile is kept at /vault/team/note 2.")
+    assert notice.body.endswith("What had changed meanwhile is kept at /vault/projects/note 2.")
     assert notice.icon == ICON_KEPT
 
 

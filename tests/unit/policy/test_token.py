@@ -122,11 +122,12 @@ class TestForgeries:
         body = base64url_encode(json.dumps(claims(groups=["executive"])).encode()).decode()
         refused(f"{header}.{body}.{signature}")
 
-    @pytest.mark.parametrize(
-        "change", [{"exp": int(time.time()) - 1}, {"nbf": int(time.time()) + 600}, {"sub": ""}]
-    )
-    def test_out_of_time_or_nobody(self, change: dict[str, Any]) -> None:
-        refused(token(claims(**change)))
+    @pytest.mark.parametrize(("name", "seconds"), [("exp", -1), ("nbf", 600)])
+    def test_out_of_time(self, name: str, seconds: int) -> None:
+        refused(token(claims(**{name: int(time.time()) + seconds})))
+
+    def test_nobody(self) -> None:
+        refused(token(claims(sub="")))
 
     @pytest.mark.parametrize("name", ["exp", "sub"])
     def test_without_what_is_required(self, name: str) -> None:
