@@ -16,7 +16,7 @@ def record(number: int, state: State = State.STAGING, **changes: Any) -> Record:
     known: dict[str, Any] = {
         "id": f"{number:012x}",
         "created": 1000.0,
-        "source": End("work", "", name),
+        "source": End("projects", "", name),
         "target": End("team", "inbox", name),
         "source_was": Identity(number, 0o100000, 5, 6),
         "state": state,
