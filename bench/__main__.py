@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import machine, moves, plot, policy, report
-from bench.contenders import FUSE_CONTENDERS, NATIVE, Contender, Served, contender
+from bench.contenders import FUSE_CONTENDERS, NATIVE, PLACEMENTS, Contender, Served, contender
 from bench.failure import Failure
 from bench.ground import Ground, Sizes
 from bench.idle import Idle, observe
@@ -54,6 +54,12 @@ def arguments() -> argparse.Namespace:
         help=f"whom to measure beside native: {','.join(FUSE_CONTENDERS)}",
     )
     parser.add_argument("--busy", action="store_true", help="keep every processor busy meanwhile")
+    parser.add_argument(
+        "--placement",
+        choices=list(PLACEMENTS),
+        default="free",
+        help="servers and programs on one processor, on two, or as the scheduler likes",
+    )
     parser.add_argument("--rounds", type=int, help="rounds that count (5)")
     parser.add_argument("--scale", type=float, help="factor for the number of files (1)")
     parser.add_argument(
@@ -114,11 +120,11 @@ def compile_driver(folder: Path) -> Path:
     return driver
 
 
-def started(names: list[str], ground: Ground, undo: ExitStack) -> list[Contender]:
+def started(names: list[str], ground: Ground, placement: str, undo: ExitStack) -> list[Contender]:
     """Those of the contenders that start."""
     ready = []
     for name in names:
-        candidate = contender(name, ground.path)
+        candidate = contender(name, ground.path, placement)
         undo.callback(candidate.stop)
         try:
             candidate.start()
@@ -142,7 +148,7 @@ def measure(options: argparse.Namespace) -> report.Run:
         say(f"bench: laying the ground in {folder}")
         ground.lay(names)
         facts = machine.describe(folder)
-        contenders = started(names, ground, undo)
+        contenders = started(names, ground, options.placement, undo)
         if rows:
             places = [Place(contender, ground, driver) for contender in contenders]
             measurement = Measurement(rows, places, say)
@@ -164,6 +170,7 @@ def measure(options: argparse.Namespace) -> report.Run:
         scale=options.scale,
         rounds=rounds,
         busy=options.busy,
+        placement=options.placement,
         contenders=[contender.name for contender in contenders],
         titles={row.name: row.title for row in rows},
         cells=results,

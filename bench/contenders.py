@@ -50,15 +50,24 @@ _END = 5.0  # seconds for a server to end after its mount is gone
 _SCHEDULED = 2  # CPUCLOCK_SCHED of the kernel's posix-timers.h
 
 
+# On which processors the servers and the programs run: as the scheduler likes, or always in the same way.
+PLACEMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "free": ((), ()),
+    "together": (("taskset", "--cpu-list", "0"), ("taskset", "--cpu-list", "0")),
+    "apart": (("taskset", "--cpu-list", "0"), ("taskset", "--cpu-list", "1")),
+}
+
+
 class Contender:
     """One of the file systems compared. This one is the plain folder.
 
     `folder` is the branch as this contender shows it.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, placement: str = "free") -> None:
         self.name = name
         self.folder = folder
+        self._place_server, self._place_program = PLACEMENTS[placement]
 
     def start(self) -> None:
         """Make the folder usable. Failure if that cannot be."""
@@ -80,7 +89,7 @@ class Contender:
     def run(self, command: Sequence[str], time_limit: float) -> str:
         """The standard output of a command that may touch the folder. Failure unless it ends well."""
         child = subprocess.Popen(
-            command,
+            [*self._place_program, *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,9 +135,15 @@ class Served(Contender):
     """A FUSE mount whose server stays in the foreground: `command`, run in `directory`."""
 
     def __init__(
-        self, name: str, command: Sequence[str], mountpoint: Path, log: Path, directory: Path
+        self,
+        name: str,
+        command: Sequence[str],
+        mountpoint: Path,
+        log: Path,
+        directory: Path,
+        placement: str = "free",
     ) -> None:
-        super().__init__(name, mountpoint / BRANCH)
+        super().__init__(name, mountpoint / BRANCH, placement)
         self._command = command
         self._mountpoint = mountpoint
         self._log = log
@@ -142,7 +157,7 @@ class Served(Contender):
         self._mountpoint.mkdir(exist_ok=True)
         with self._log.open("ab") as log:
             self._server = subprocess.Popen(
-                self._command,
+                [*self._place_server, *self._command],
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -200,11 +215,11 @@ class Served(Contender):
         return sum(time.clock_gettime(~pid << 3 | _SCHEDULED) for pid in pids)
 
 
-def contender(name: str, ground: Path) -> Contender:
+def contender(name: str, ground: Path, placement: str = "free") -> Contender:
     """The contender called `name`, on the backing directory `ground`/backing."""
     backing = ground / "backing"
     if name == NATIVE:
-        return Contender(name, backing / BRANCH)
+        return Contender(name, backing / BRANCH, placement)
     mountpoint = ground / "shown" / name
     log = ground / f"{name}.log"
     if name == VAULT:
@@ -212,10 +227,10 @@ def contender(name: str, ground: Path) -> Contender:
             *(sys.executable, "-m", "bench.vault_server"),
             *(str(mountpoint), str(ground / "root"), f"{BRANCH}={backing / BRANCH}"),
         ]
-        return Served(name, command, mountpoint, log, Path(__file__).parents[1])
+        return Served(name, command, mountpoint, log, Path(__file__).parents[1], placement)
     source = f"{backing}=RW" if name == "unionfs" else str(backing)
     command = [name, "-f", "-o", PEERS[name], source, str(mountpoint)]
-    return Served(name, command, mountpoint, log, ground)
+    return Served(name, command, mountpoint, log, ground, placement)
 
 
 def settle(contenders: Iterable[Contender], quiet: float = 0.02, time_limit: float = 5.0) -> None:

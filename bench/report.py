@@ -21,6 +21,7 @@ class Run:
     scale: float
     rounds: int
     busy: bool
+    placement: str
     contenders: Sequence[str]
     titles: Mapping[str, str]
     cells: Mapping[str, Mapping[str, Cell]]
@@ -40,6 +41,8 @@ def as_text(run: Run) -> str:
     rows = run.rows
     if rows:
         busy = ", every processor kept busy" if run.busy else ""
+        if run.placement != "free":
+            busy += f", servers and programs {run.placement}"
         parts += [
             f"Milliseconds, medians of {run.rounds} rounds at scale {run.scale:g}{busy}.",
             _times(rows, run.contenders),
@@ -79,6 +82,7 @@ def as_json(run: Run) -> dict[str, object]:
         "scale": run.scale,
         "rounds": run.rounds,
         "busy": run.busy,
+        "placement": run.placement,
         "geometric_mean": geometric_mean(row.ratio for row in rows),
         "rows": {
             row.name: {

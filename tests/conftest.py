@@ -32,6 +32,9 @@ _LAST_PROCESSES_END = 5.0  # seconds for daemons told to stop
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the soaks (marker: long)")
+    parser.addoption(
+        "--kills", type=int, help="how often tests/crash/test_kills.py kills the vault"
+    )
 
 
 def _why_not_root() -> str | None:

@@ -134,7 +134,7 @@ class Overlay:
         if AGENT.uid == 0 or _user_allow_other():
             options.add("allow_other")
         os.umask(0)  # the kernel has applied the caller's already
-        sys.setswitchinterval(0.0005)  # a thread that copies many files lets requests in sooner
+        sys.setswitchinterval(0.00001)  # a thread that copies many files lets requests in at once
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
         kind = VaultOperations if self._limits is None else LimitedOperations
         operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)

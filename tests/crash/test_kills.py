@@ -167,8 +167,14 @@ def _live(state: Path) -> bool:
     return any(one in ("accepted", "staging", "committing", "retiring") for one in last.values())
 
 
-def test_kills(place: Storage, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    kills = LONG_KILLS if request.config.getoption("--long") else KILLS
+def test_kills(
+    place: Storage,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usual = LONG_KILLS if request.config.getoption("--long") else KILLS
+    kills = request.config.getoption("--kills") or usual
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     state = tmp_path / "state"
@@ -186,5 +192,6 @@ def test_kills(place: Storage, tmp_path: Path, request: pytest.FixtureRequest) -
         except AssertionError as error:
             raise AssertionError(f"after kill {kill} of seed {seed}: {error}") from error
     os.close(acknowledged)
-    sys.stdout.write(f"{kills} kills, {cut_off} of them in the middle of a move\n")
+    with capsys.disabled():
+        sys.stdout.write(f"{kills} kills, {cut_off} of them in the middle of a move ")
     assert cut_off > kills / 4, "hardly a move was cut off"

@@ -174,6 +174,7 @@ def test_power_cuts(
     kinds: tuple[str, str],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     count = LONG_CUTS if request.config.getoption("--long") else CUTS
     chance = random.Random(name)
@@ -196,7 +197,8 @@ def test_power_cuts(
                 if number == 0:
                     assert seen == run_.after, "the move had returned, but is not durable"
                 met.add(seen == run_.after)
-        sys.stdout.write(f"{number + 1} cuts in {len(run_.of_the_move)} writes and flushes\n")
+        with capsys.disabled():
+            sys.stdout.write(f"{number + 1} cuts in {len(run_.of_the_move)} writes and flushes ")
     assert met == {True, False} or case.background
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ def bench(disks: Disks, tmp_path: Path, request: pytest.FixtureRequest) -> Bench
     return bench
 
 
-def test_killed_at_every_step(bench: Bench) -> None:
+def test_killed_at_every_step(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     step = 0
     seen: set[Found] = set()
     while True:
@@ -117,6 +118,8 @@ def test_killed_at_every_step(bench: Bench) -> None:
         if not killed:
             break
         step += 1
+    with capsys.disabled():
+        sys.stdout.write(f"{step} kills ")
     assert Found.FINISHED in seen
     assert (Found.AGAIN if bench.case.background else Found.UNDONE) in seen
     assert step > 20

@@ -14,6 +14,7 @@ RUN = report.Run(
     scale=1.0,
     rounds=2,
     busy=False,
+    placement="free",
     contenders=["native", "vault", "mergerfs", "bindfs"],
     titles={"walk": "walk <5,000> notes", "large-write": "write"},
     cells={
