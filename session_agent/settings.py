@@ -40,11 +40,15 @@ class RoomSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the vault is served. `remote_seconds`: how long a call into a remote branch may take."""
+    """How the vault is served. `remote_seconds`: how long a call into a remote branch may take.
+
+    `foreign_events`: whether programs get inotify events for what others change behind the vault.
+    """
 
     enabled: bool = True
     cache_seconds: float = 1.0
     remote_seconds: float = 5.0
+    foreign_events: bool = False
 
 
 class MoveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

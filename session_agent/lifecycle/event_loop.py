@@ -125,6 +125,7 @@ def _enforcement(loaded: Loaded, session: Session) -> Enforcement | None:
 def _options(settings: Settings, helper: Companion) -> OverlayOptions:
     return OverlayOptions(
         announcer=helper.pid,
+        foreign_events=settings.overlay.foreign_events,
         cache_seconds=settings.overlay.cache_seconds,
         remote_time_limit=settings.overlay.remote_seconds,
         moves=MoveOptions(

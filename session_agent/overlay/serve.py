@@ -50,12 +50,14 @@ class OverlayOptions:
 
     `cache_seconds`: how long the kernel may answer from what it was told (names, attributes).
     `remote_time_limit`: seconds after which a call into a remote branch makes the agent probe it.
+    `foreign_events`: whether programs get events for what others change behind the vault.
     `announcer`: the process whose touches of a branch tell programs to look at it again, and do no more.
     """
 
     cache_seconds: float = 1.0
     remote_time_limit: float = 5.0
     announcer: int = 0
+    foreign_events: bool = False
     moves: MoveOptions = field(default_factory=MoveOptions)
 
 
@@ -138,7 +140,8 @@ class Overlay:
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
         kind = VaultOperations if self._limits is None else LimitedOperations
         operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)
-        self._vault.foreign.open()
+        if self._options.foreign_events:
+            self._vault.foreign.open()
         polling.install()
         try:
             pyfuse3.init(operations, self._mountpoint, options)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.listening import Listener, listening, until
-from tests.support.vault import Vault
+from tests.support.vault import Storage, Vault, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -28,6 +28,12 @@ def only(listener: Listener, *events: str) -> None:
     until(listener.events, list(events))
     time.sleep(QUIET)
     assert listener.events() == list(events)
+
+
+@pytest.fixture(scope="module")
+def served(place: Storage) -> Iterator[Vault]:
+    with serve(place, foreign_events=True) as vault:
+        yield vault
 
 
 @pytest.fixture(params=["alpha", "gamma", "delta", ""], ids=["ext4", "xfs", "tmpfs", "root"])

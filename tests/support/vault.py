@@ -197,6 +197,7 @@ def serve(
     folder_limit: int = 4096,
     inline_bytes: int | None = None,
     in_one_step: bool = False,
+    foreign_events: bool = False,
     state: Path | None = None,
     limits: Mapping[str, object] | None = None,
 ) -> Iterator[Vault]:
@@ -218,6 +219,7 @@ def serve(
             "folder_limit": folder_limit,
             "inline_bytes": inline_bytes,
             "in_one_step": in_one_step,
+            "foreign_events": foreign_events,
             "limits": limits,
         }
         arguments = [str(path), str(place.root), str(state), json.dumps(options)]

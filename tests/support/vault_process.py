@@ -37,7 +37,11 @@ def main() -> None:
         moves = replace(moves, inline_bytes=options["inline_bytes"])
         journal = _journal(state)
         failpoint.hook = partial(_hold, state)
-    served = OverlayOptions(cache_seconds=options["cache_seconds"], moves=moves)
+    served = OverlayOptions(
+        foreign_events=options["foreign_events"],
+        cache_seconds=options["cache_seconds"],
+        moves=moves,
+    )
     limits = None
     if options["limits"] is not None:
         limits = Limits(
