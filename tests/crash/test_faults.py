@@ -1,7 +1,8 @@
 """What fails half way through a move: the target's disk, the source behind the vault, a drive that dies.
 
 Each of them while the caller waits, and in the background. Afterwards everything is there, under its old name
-or its new one, nothing is left over, and a move in the background that failed is told.
+or its new one. The full disk and the drive strike before any byte is copied. On a disk that turns read-only
+the copy stays behind: a known fault, see docs/moves.md.
 """
 
 from __future__ import annotations
@@ -171,9 +172,9 @@ def test_a_drive_that_dies(
             old.write_bytes(content)
             with _moved_and_held(vault, old, new, "staging") as answers:
                 drive.kill()
-            assert answers in ([["ENOTCONN"], ["EIO"]] if inline_bytes else [[None]]), (
-                "the program is told"
-            )
+            assert answers in (
+                [["ENOTCONN"], ["ECONNABORTED"], ["EIO"]] if inline_bytes else [[None]]
+            ), "the program is told"
             if not inline_bytes:
                 _until(lambda: len(_failed(vault)) == 1)
             if direction == "to the drive":

@@ -1,4 +1,8 @@
-"""What others see of moves: never a part, never neither name, never two that differ."""
+"""What others see of moves through the vault: never a part, never neither name, never two that differ.
+
+While a rename is answered the kernel keeps readers out of both folders, so of moves that are done at once
+these readers see little: that the copying itself is hidden is shown for moves in the background only.
+"""
 
 from __future__ import annotations
 
