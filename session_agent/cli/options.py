@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from session_agent.settings import DEFAULT_FILE, Loaded, load
+from session_agent.settings import Loaded, load
+from session_agent.settings_file import DEFAULT_FILE
 
 EXIT_CODES = """\b
 Exit codes:

@@ -26,7 +26,8 @@ from session_agent.moves import strategy
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
-from session_agent.settings import Loaded, Settings
+from session_agent.settings import Loaded
+from session_agent.settings_types import Settings
 
 log = logging.getLogger(__name__)
 

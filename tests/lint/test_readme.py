@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from session_agent import errors, settings
+from session_agent.settings_types import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def settings_of(struct: msgspec.Struct, prefix: str = "") -> Iterator[tuple[str,
 
 def test_settings_and_their_defaults() -> None:
     documented = [(key, yaml.safe_load(default)) for key, default, _ in table("Settings")]
-    assert documented == list(settings_of(settings.Settings()))
+    assert documented == list(settings_of(Settings()))
 
 
 def test_environment_variables() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from session_agent import settings
 from session_agent.errors import SettingsError
-from session_agent.settings import Settings, load
+from session_agent.settings import load
+from session_agent.settings_types import Settings
 from tests.support.as_user import NOBODY, as_user, home_of
 
 

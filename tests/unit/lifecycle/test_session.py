@@ -14,7 +14,8 @@ from session_agent.errors import SettingsError
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle.session import find_place, session_user
 from session_agent.mounts import mountinfo
-from session_agent.settings import Environment, Loaded, MountSettings, Settings
+from session_agent.settings import Environment, Loaded
+from session_agent.settings_types import MountSettings, Settings
 from tests.support import storage
 from tests.support.as_user import NOBODY, as_user, home_of
 

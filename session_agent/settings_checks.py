@@ -1,0 +1,83 @@
+"""What the settings' types do not say of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from session_agent.settings_types import Settings
+
+
+def is_folder(value: Any) -> bool:
+    """Whether it is an absolute path of something below the root folder."""
+    if value is None:
+        return True
+    parts = value.split("/")
+    return value.startswith("/") and "\0" not in value and ".." not in parts and any(parts)
+
+
+def _is_pattern_list(value: Any) -> bool:
+    return all(is_folder(pattern) for pattern in value)
+
+
+def _is_user(value: Any) -> bool:
+    if isinstance(value, int):
+        return 0 <= value < 0xFFFFFFFF
+    return value is None or (bool(value) and "\0" not in value)
+
+
+def _is_duration(low: float, high: float) -> Callable[[Any], bool]:
+    # Not-a-number fails both comparisons.
+    return lambda value: low <= value <= high
+
+
+FOLDER = "expected an absolute path below / and without `..`, such as {}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 60
+
+
+def checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], str]]:
+    """What the types do not say: dotted key, value, whether it fits, what was expected."""
+    patterns = "expected a list of absolute paths or patterns of them, such as /mnt/team-*"
+    mounts, overlay, moves = settings.mounts, settings.overlay, settings.moves
+    return [
+        ("vault", settings.vault, is_folder, FOLDER.format("/vault")),
+        ("root_branch", settings.root_branch, is_folder, FOLDER.format("/srv/notes")),
+        ("state_dir", settings.state_dir, is_folder, FOLDER.format("/var/lib/session-agent")),
+        ("user", settings.user, _is_user, "expected a user's name or number"),
+        ("mounts.include", mounts.include, _is_pattern_list, patterns),
+        ("mounts.exclude", mounts.exclude, _is_pattern_list, patterns),
+        (
+            "mounts.probe_seconds",
+            mounts.probe_seconds,
+            _is_duration(0.05, 3),  # first-launch as a whole has ten
+            "expected seconds, from 0.05 to 3",
+        ),
+        ("rooms.file", settings.rooms.file, is_folder, FOLDER.format("/vault/rooms.yaml")),
+        (
+            "overlay.cache_seconds",
+            overlay.cache_seconds,
+            _is_duration(0, 3600),
+            "expected seconds, from 0 to 3600",
+        ),
+        (
+            "overlay.remote_seconds",
+            overlay.remote_seconds,
+            _is_duration(0.05, 600),
+            "expected seconds, from 0.05 to 600",
+        ),
+        *(
+            (f"policy.{name}", getattr(settings.policy, name), is_folder, FOLDER.format("/etc/x"))
+            for name in ("file", "identity_file", "jwt_keys", "jwt_file", "audit_file")
+        ),
+        ("moves.inline_bytes", moves.inline_bytes, _is_count, "expected a number of bytes"),
+        ("moves.inline_files", moves.inline_files, _is_count, "expected a number of files"),
+        (
+            "moves.grace_seconds",
+            moves.grace_seconds,
+            _is_duration(0, 600),
+            "expected seconds, from 0 to 600",
+        ),
+    ]
