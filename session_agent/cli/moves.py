@@ -142,6 +142,8 @@ def _notes(move: MoveStatus) -> str:
         notes.append(move.reason)
     if move.kept:
         notes.append("the old version is kept, it had changed")
+    if move.leftover:
+        notes.append("its copy cannot be removed yet")
     if move.losses:
         notes.append("not kept: " + ", ".join(move.losses))
     return "; ".join(notes)

@@ -37,6 +37,7 @@ class MoveStatus(msgspec.Struct, frozen=True, rename={"source": "from", "target"
     paused: str = ""
     losses: tuple[str, ...] = ()
     kept: bool = False
+    leftover: bool = False
     error: str = ""
     reason: str = ""
     started: float = 0.0
@@ -65,6 +66,7 @@ def of_record(record: Record, vault: str) -> MoveStatus:
         total_files=record.total_files,
         losses=tuple(map(printable, record.losses)),
         kept=record.kept,
+        leftover=record.leftover,
         error=errno.errorcode.get(error, ""),
         reason=os.strerror(error) if error else "",
         started=record.created,

@@ -227,10 +227,13 @@ class Job:
         self.end(state, error=error)
 
     def discard(self) -> None:
-        """Remove the stages."""
+        """Remove the stages. The record tells if that was not possible: then recovery tries again."""
         assume(AGENT)
-        for stage in self._stages:
-            stage.discard()
+        left = [stage for stage in self._stages if not stage.discard()]
+        with self._lock:
+            self._note(leftover=bool(left))
+            if self._ended:
+                self._write_end(durable=False)
 
     def relocate(self, source: End, target: End) -> None:
         """The ends lie elsewhere by now, because a folder above them was renamed."""
@@ -270,12 +273,15 @@ class Job:
                 return
             self._ended = True
             self._note(state=state, ended=time.time(), **changes)
-            if self._journal is None or self.record is None:
-                return
-            try:
-                self._journal.write(self.record, durable=state is not State.DONE)
-            except OSError:
-                log.warning("the end of a move cannot be written down", exc_info=True)
+            self._write_end(durable=state is not State.DONE)
+
+    def _write_end(self, *, durable: bool) -> None:
+        if self._journal is None or self.record is None:
+            return
+        try:
+            self._journal.write(self.record, durable=durable)
+        except OSError:
+            log.warning("the end of a move cannot be written down", exc_info=True)
 
     def _retire(self) -> bool:
         self._write(state=State.RETIRING)

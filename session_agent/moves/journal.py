@@ -69,7 +69,10 @@ class Journal:
             ) from None
 
     def records(self) -> list[Record]:
-        """The moves that are not over, and those that failed and were not acknowledged; oldest first."""
+        """The moves that are not over, and failures nobody has acknowledged; oldest first.
+
+        And those of which a copy that is not needed could not be removed.
+        """
         with self._lock:
             return list(self._records.values())
 
@@ -185,7 +188,7 @@ def read(folder: int) -> tuple[list[Record], list[str]]:
 
 
 def _counts(record: Record) -> bool:
-    return record.live or record.state is State.FAILED
+    return record.live or record.leftover or record.state is State.FAILED
 
 
 def _contents(folder: int) -> bytes | None:

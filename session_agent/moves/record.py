@@ -91,6 +91,7 @@ class Record(msgspec.Struct, frozen=True):
     total_files: int = 0
     losses: tuple[str, ...] = ()
     kept: bool = False
+    leftover: bool = False  # it has failed or was taken back, and its copy is still to be removed
     error: int = 0
     ended: float = 0.0
 

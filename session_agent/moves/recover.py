@@ -48,6 +48,7 @@ class Found(StrEnum):
     KEPT = "kept"  # committed, but the old name differs from the new one by now: both are kept
     AGAIN = "again"  # accepted in the background, not committed: it is to be done
     GONE = "gone"  # neither end is there any more
+    TIDIED = "tidied"  # over before; the copy that could not be removed then is gone now
     WAITING = "waiting"  # a branch, or a right, that it takes is missing: the record stays
 
 
@@ -63,14 +64,18 @@ class Finding:
 def recover(
     journal: Journal, records: Iterable[Record], open_folder: OpenFolder, caller: Caller
 ) -> list[Finding]:
-    """Look at those of `records` that are in flight, in their order. Nobody may be carrying them out."""
+    """Look at those of `records` that are in flight or left a copy. Nobody may be carrying them out."""
     findings = []
     for record in records:
-        if not record.live:
+        if not record.live and not record.leftover:
             continue
         try:
-            with _places(record, open_folder) as (source, target), acting_as(caller):
-                found = _Recovery(record, source, target).run()
+            if record.live:
+                with _places(record, open_folder) as (source, target), acting_as(caller):
+                    found = _Recovery(record, source, target).run()
+            else:
+                _remove_leftover(record, open_folder, caller)
+                found = Found.TIDIED
         except OSError as error:
             reason = error.strerror or str(error)
             findings.append(Finding(record, Found.WAITING, f"{record.source.shown}: {reason}"))
@@ -120,8 +125,30 @@ def open_below(top: int, steps: list[bytes]) -> int:
     return folder
 
 
+def _remove_leftover(record: Record, open_folder: OpenFolder, caller: Caller) -> None:
+    ends = [record.target]
+    if record.flags & RENAME_EXCHANGE:
+        ends.append(record.source)
+    for number, end in enumerate(ends):
+        try:
+            folder = open_folder(end)
+        except FileNotFoundError:
+            # With its folder the copy is gone, too; that cannot be told while the branch is missing.
+            os.close(open_folder(msgspec.structs.replace(end, folder="")))
+            continue
+        try:
+            with acting_as(caller):
+                remove_tree(folder, stage_name(record.id, number))
+        finally:
+            os.close(folder)
+
+
 def _note(journal: Journal, record: Record, found: Found) -> None:
-    if found is Found.AGAIN:
+    if found is Found.TIDIED:
+        # A failure may have been acknowledged meanwhile.
+        now = journal.get(record.id) or record
+        journal.write(msgspec.structs.replace(now, leftover=False))
+    elif found is Found.AGAIN:
         journal.write(msgspec.structs.replace(record, state=State.ACCEPTED, stages=()))
     elif found in (Found.FINISHED, Found.KEPT):
         journal.write(msgspec.structs.replace(record, state=State.DONE, kept=found is Found.KEPT))

@@ -37,7 +37,7 @@ class Stage:
         SourceChangedError if the source changed meanwhile; CancelledError; OSError.
         """
         if self.copied is None and not trusted:
-            discard(self.target, self.name)
+            self.discard()
         with Workers(self.files) as workers:
             self.copied, staging = copy.stage(
                 self.source,
@@ -88,15 +88,19 @@ class Stage:
         """The copy's inode number."""
         return self.copied_now.copy[1]
 
-    def discard(self) -> None:
-        """Remove it."""
+    def discard(self) -> bool:
+        """Remove it; whether it is gone."""
         self.copied = None
-        discard(self.target, self.name)
+        return discard(self.target, self.name)
 
 
-def discard(target: Place, name: bytes) -> None:
-    """Remove a stage that is not needed. It is garbage by its name, so failing at that is no error."""
+def discard(target: Place, name: bytes) -> bool:
+    """Remove a stage that is not needed; whether it is gone. By its name it is garbage: no error."""
     try:
         remove_tree(target.folder, name)
     except OSError:
-        log.warning("%s: a copy that is not needed cannot be removed", target.label, exc_info=True)
+        log.warning(
+            "%s: a copy that is not needed cannot be removed yet", target.label, exc_info=True
+        )
+        return False
+    return True

@@ -59,6 +59,7 @@ class Background:
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._stopping = False
         self.on_end: Callable[[Record], None] = lambda _: None
+        self.on_leftover: Callable[[Record], None] = lambda _: None
 
     # What the vault shows
 
@@ -176,7 +177,7 @@ class Background:
 
         def note() -> None:
             assume(AGENT)
-            moving.job.end(State.CANCELLED)
+            moving.job.end(State.CANCELLED, leftover=True)  # until its thread has removed it
 
         await trio.to_thread.run_sync(note)
         log.info("%s: its move is taken back", record.source.shown)
@@ -266,6 +267,8 @@ class Background:
             try:
                 if not moving.done.is_set():
                     await self._carry_out(moving)
+                else:
+                    await self._tidy(moving)
             finally:
                 for place in (moving.job.request.source, moving.job.request.target):
                     os.close(place.folder)
@@ -325,8 +328,18 @@ class Background:
             await _in_thread(moving.job.abandon, state, number)
             self._end(moving)
             forget_names(moving)
+            self.look_for_leftover(moving.record)
         else:  # it was taken back: only the copy is left to be removed
-            await _in_thread(moving.job.discard)
+            await self._tidy(moving)
+
+    async def _tidy(self, moving: Moving) -> None:
+        await _in_thread(moving.job.discard)
+        self.look_for_leftover(moving.record)
+
+    def look_for_leftover(self, record: Record | None) -> None:
+        """A move has ended without effect: see whether its copy is still to be removed."""
+        if record is not None and record.leftover:
+            self.on_leftover(record)
 
 
 async def _in_thread(function: Callable[..., object], *arguments: object) -> object:

@@ -132,16 +132,23 @@ async def _begin(vault: Vault, source: MoveEnd, target: MoveEnd, job: Job) -> st
         if done is not None:
             await over.follow_renamed()
             return done
-
-        def copy() -> str:
-            job.copy()
-            return job.finish(over.on_commit).strategy
-
-        with elsewhere:
-            done = await trio.to_thread.run_sync(copy)
+        done = await _copy(vault, job, over)
         if not over.followed:
             over.follow(job.copied)
         return done
+
+
+async def _copy(vault: Vault, job: Job, over: ChangeOver) -> str:
+    def copy() -> str:
+        job.copy()
+        return job.finish(over.on_commit).strategy
+
+    with elsewhere:
+        try:
+            return await trio.to_thread.run_sync(copy)
+        except OSError:
+            vault.background.look_for_leftover(job.record)
+            raise
 
 
 async def resume(vault: Vault, record: Record, user: Caller) -> Moving | None:

@@ -27,6 +27,7 @@ from session_agent.overlay.vault import Vault
 log = logging.getLogger(__name__)
 
 _ASK_SECONDS = 5.0  # from one look at the branches to the next
+AGAIN_SECONDS = 60.0  # from one attempt at a copy that cannot be removed to the next
 
 
 class Recovery:
@@ -38,6 +39,8 @@ class Recovery:
         self._user = user
         self._accepted: list[Record] = []
         self._later: list[Record] = []
+        self._more = trio.Event()
+        vault.background.on_leftover = self._see_to
 
     def before_mount(self) -> list[Finding]:
         """Undo or finish what a kill has cut off, where no remote branch is concerned; what was found."""
@@ -50,7 +53,9 @@ class Recovery:
         findings = recover(self._journal, self._journal.records(), open_local, self._user)
         self._accepted = [one.record for one in findings if one.found is Found.AGAIN]
         waiting = [one for one in findings if one.found is Found.WAITING]
-        self._later = [one.record for one in waiting if self._remote(one.record)]
+        self._later = [
+            one.record for one in waiting if one.record.leftover or self._remote(one.record)
+        ]
         later = {record.id for record in self._later}
         return [one for one in findings if one.record.id not in later]
 
@@ -61,16 +66,28 @@ class Recovery:
         await self._keep_to_limits()
 
     async def run(self) -> None:
-        """While the vault is served: the rest, until there is nothing left to wait for."""
+        """While the vault is served: the rest, and copies that cannot be removed when their move fails."""
         async with trio.open_nursery() as nursery:
-            while self._later:
+            while True:
                 for record in list(self._later):
-                    branches = self._branches(record)
-                    if all(branch.state is MountState.ALIVE for branch in branches):
+                    if self._all_alive(record):
                         self._later.remove(record)
                         nursery.start_soon(self._recover, record)
                 if self._later:
                     await trio.sleep(_ASK_SECONDS)
+                else:  # an idle agent is not woken
+                    await self._more.wait()
+                    self._more = trio.Event()
+
+    def _see_to(self, record: Record) -> None:
+        self._later.append(record)
+        self._more.set()
+
+    def _all_alive(self, record: Record) -> bool:
+        try:
+            return all(branch.state is MountState.ALIVE for branch in self._branches(record))
+        except FileNotFoundError:  # a leftover's branch is not there today
+            return False
 
     async def _recover(self, record: Record) -> None:
         """Once only: should the branch hang half way, the call goes on whenever it answers again."""
@@ -78,12 +95,18 @@ class Recovery:
         def look() -> Finding:
             return recover(self._journal, [record], self._open, self._user)[0]
 
-        remote = next(branch for branch in self._branches(record) if branch.remote)
+        remote = next((branch for branch in self._branches(record) if branch.remote), None)
         try:
-            finding = await remote.call(AGENT, look)
+            if remote is None:
+                finding = await trio.to_thread.run_sync(look)
+            else:
+                finding = await remote.call(AGENT, look)
         except OSError as error:
             finding = Finding(record, Found.WAITING, error.strerror or str(error))
-        if finding.found is Found.AGAIN:
+        if record.leftover and finding.found is Found.WAITING:
+            await trio.sleep(AGAIN_SECONDS)
+            self._see_to(record)
+        elif finding.found is Found.AGAIN:
             moving = await resume(self._vault, record, self._user)
             if moving is not None:
                 forget_names(moving)

@@ -140,11 +140,19 @@ class Vault:
     def held_at(self, point: str) -> Iterator[None]:
         """Moves wait at this failpoint until the block ends."""
         hold = self.state / f"hold-{point}"
+        self._reached(point).unlink(missing_ok=True)
         hold.touch()
         try:
             yield
         finally:
             hold.unlink()
+
+    def has_reached(self, point: str) -> bool:
+        """Whether a move waits there since `held_at`."""
+        return self._reached(point).exists()
+
+    def _reached(self, point: str) -> Path:
+        return self.state / f"reached-{point}"
 
     def restrict(self, limits: Mapping[str, object]) -> None:
         """Let these limits hold; returns when they do, and the kernel has forgotten what it knew."""

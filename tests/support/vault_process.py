@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ import trio
 from session_agent import model
 from session_agent.moves import failpoint, strategy
 from session_agent.moves.journal import Journal
+from session_agent.overlay import recovering
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
@@ -37,6 +39,7 @@ def main() -> None:
         moves = replace(moves, inline_bytes=options["inline_bytes"])
         journal = _journal(state)
         failpoint.hook = partial(_hold, state)
+    recovering.AGAIN_SECONDS = 0.1  # not a minute
     served = OverlayOptions(
         foreign_events=options["foreign_events"],
         cache_seconds=options["cache_seconds"],
@@ -81,6 +84,7 @@ def _journal(state: str) -> Journal:
 
 def _hold(state: str, point: str) -> None:
     while os.path.exists(f"{state}/hold-{point}"):
+        Path(state, f"reached-{point}").touch()
         time.sleep(0.005)
 
 

@@ -36,6 +36,7 @@ def test_what_docs_moves_md_documents() -> None:
         "paused": "",
         "losses": ["owner"],
         "kept": False,
+        "leftover": False,
         "error": "",
         "reason": "",
         "started": 5.0,
