@@ -30,6 +30,7 @@ VERSION = 1
 REQUEST_LIMIT = 4096  # bytes
 ANSWER_LIMIT = 1 << 20  # bytes
 ANSWER_SECONDS = 1.5
+UPGRADED = "Restart the agent after an upgrade: session-agent stop --force, then first-launch."
 
 Verb = Literal["status", "stop", "cancel", "acknowledge"]
 Message = TypeVar("Message", "Request", "Answer")
@@ -197,6 +198,12 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
 
 def _document(line: bytes) -> StatusDocument:
     try:
+        spoken = version_of(line)
+        if spoken not in (VERSION, None):
+            raise ControlError(
+                f"The agent speaks version {spoken} of the control socket's language, not {VERSION}.",
+                UPGRADED,
+            )
         answer = decode(line, Answer)
     except ValueError:
         answer = Answer()
@@ -224,9 +231,27 @@ def encode(message: Request | Answer) -> bytes:
     return json.dumps(msgspec.to_builtins(message)).encode("ascii") + b"\n"
 
 
+def version_of(line: bytes) -> int | None:
+    """The version that a message says it is in, whatever else it holds; None if it says none.
+
+    To be looked at first: the rest of another version's message need not be understood. Raises ValueError
+    for what is no message.
+    """
+    message = _parse(line)
+    version = message.get("version") if isinstance(message, dict) else None
+    return version if type(version) is int else None
+
+
 def decode(line: bytes, kind: type[Message]) -> Message:
     """The message in one line. Raises ValueError for anything else."""
+    return msgspec.convert(_parse(line), kind)
+
+
+def _parse(line: bytes) -> Any:
+    """JSON, in which text is what a file name can be: no lone surrogates but those of `os.fsdecode`."""
     try:
-        return msgspec.convert(json.loads(line), kind)
+        message = json.loads(line)
+        os.fsencode(json.dumps(message, ensure_ascii=False))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    return message

@@ -20,7 +20,7 @@ from session_agent.model import SessionUser
 log = logging.getLogger(__name__)
 
 _CLIENT_SECONDS = 5.0  # from connect to the answer's last byte
-_CLIENTS = 16  # served at a time; more are turned away
+_CLIENTS = 16  # served at a time; more are turned away, unless they are root's
 
 Handler = Callable[[str], Awaitable[StatusDocument]]
 """Is given the request's argument. Raises ControlError with what the client is told instead."""
@@ -52,7 +52,7 @@ class ControlServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One client. Whatever it does, it harms nobody but itself."""
-        if self._clients >= _CLIENTS:
+        if self._clients >= _CLIENTS and control.peer(stream.getsockopt)[1] != 0:
             await stream.aclose()
             return
         self._clients += 1
@@ -75,25 +75,34 @@ class ControlServer:
         if uid not in self._trusted:
             log.warning("process %d of user %d was refused at the control socket", pid, uid)
             return Answer(error="Only root and the session user may ask.")
+        line = line[: control.REQUEST_LIMIT]
         try:
-            request = control.decode(line[: control.REQUEST_LIMIT], Request)
+            spoken = control.version_of(line)
+            if spoken not in (control.VERSION, None):
+                return Answer(
+                    error=f"The agent speaks version {control.VERSION}, not {spoken}.",
+                    hint=control.UPGRADED,
+                )
+            request = control.decode(line, Request)
         except ValueError:
             return Answer(error="The request is not understood.")
-        if request.version != control.VERSION:
-            return Answer(
-                error=f"The agent speaks version {control.VERSION}, not {request.version}.",
-                hint="Restart the agent after an upgrade: session-agent stop, then first-launch.",
-            )
         if request.verb in self._reserved and uid not in (0, os.geteuid()):
             log.warning("process %d of user %d may not use %s", pid, uid, request.verb)
             return Answer(
                 error=f"A permission policy holds here, so only root may use {request.verb}.",
                 hint="Without the vault the mounts would be open to everybody.",
             )
+        return await self._handle(request)
+
+    async def _handle(self, request: Request) -> Answer:
         try:
             return Answer(document=await self._handlers[request.verb](request.argument))
         except ControlError as error:
             return Answer(error=error.message, hint=error.hint)
+        except Exception:
+            # A question that the agent cannot bear must not end the vault.
+            log.exception("%s failed unexpectedly", request.verb)
+            return Answer(error="The agent failed at it; its log says where.")
 
 
 def _listen(folder: int, user: SessionUser) -> socket.socket:
