@@ -94,11 +94,13 @@ class Branch:
     state: MountState
     kind: MountKind
     cloud_type: str = ""
+    root: str = "/"  # with `device`: which folder of which file system this is, as in Mount
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The sync daemon's unit of collaboration, one per branch. `path` is the branch's in the vault."""
+    """The sync daemon's unit of collaboration, one per folder. `path` is a branch's in the vault."""
 
     path: str
     room: str
@@ -131,7 +133,8 @@ class Session:
     def branches(self) -> tuple[Branch, ...]:
         """Every mount as a branch, in the mounts' order. The root branch is not among them."""
         return tuple(
-            Branch(m.name, m.path, m.mode, m.state, m.kind, m.cloud_type) for m in self.mounts
+            Branch(m.name, m.path, m.mode, m.state, m.kind, m.cloud_type, m.root, m.device)
+            for m in self.mounts
         )
 
 

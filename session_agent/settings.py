@@ -24,6 +24,7 @@ class Environment(msgspec.Struct, frozen=True):
     config_home: str = ""  # XDG_CONFIG_HOME
     cloud_mounts: str = ""
     kasm_user_name: str = ""
+    kasm_user_id: str = ""
     identity: str = ""  # SESSION_AGENT_IDENTITY
     identity_token: str = ""  # SESSION_AGENT_IDENTITY_TOKEN; a secret
 
@@ -54,6 +55,7 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
             config_home=_absolute(variables.get("XDG_CONFIG_HOME", "")),
             cloud_mounts=variables.get("CLOUD_MOUNTS", ""),
             kasm_user_name=variables.get("KASM_USER_NAME", ""),
+            kasm_user_id=variables.get("KASM_USER_ID", ""),
             identity=variables.get("SESSION_AGENT_IDENTITY", ""),
             identity_token=variables.get("SESSION_AGENT_IDENTITY_TOKEN", ""),
         ),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
-from session_agent.settings_types import Settings
+from session_agent.settings_types import RoomSettings, Settings
 
 
 def is_folder(value: Any) -> bool:
@@ -38,7 +39,60 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 1 << 60
 
 
-def checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], str]]:
+# No room of one template may be one of the other's, nor one user's another's. So they begin
+# differently, and a `-`, which the username is rewritten not to hold, is between it and the name.
+_LITERAL = r"[A-Za-z0-9._@+-]*"
+_BETWEEN = f"{_LITERAL}-{_LITERAL}"
+_SHARED = re.compile(rf"({_LITERAL})\{{name\}}{_LITERAL}")
+_PERSONAL = re.compile(
+    rf"({_LITERAL})(\{{username\}}{_BETWEEN}\{{name\}}|\{{name\}}{_BETWEEN}\{{username\}}){_LITERAL}"
+)
+
+
+def _is_shared_template(value: Any) -> bool:
+    return _SHARED.fullmatch(value) is not None
+
+
+def _is_personal_template(shared: str) -> Callable[[Any], bool]:
+    beside = _SHARED.fullmatch(shared)
+
+    def fits(value: Any) -> bool:
+        found = _PERSONAL.fullmatch(value)
+        if found is None or beside is None:
+            return False
+        return not (found[1].startswith(beside[1]) or beside[1].startswith(found[1]))
+
+    return fits
+
+
+Check: TypeAlias = tuple[str, Any, Callable[[Any], bool], str]
+
+
+def _room_checks(rooms: RoomSettings) -> list[Check]:
+    return [
+        ("rooms.file", rooms.file, is_folder, FOLDER.format("/vault/rooms.yaml")),
+        (
+            "rooms.shared",
+            rooms.shared,
+            _is_shared_template,
+            "expected letters, digits, any of ._-@+, and once {name}, such as folder-{name}",
+        ),
+        (
+            "rooms.personal",
+            rooms.personal,
+            _is_personal_template(rooms.shared),
+            "expected such as user-{username}-{name}: a `-` between, another beginning than rooms.shared",
+        ),
+        (
+            "rooms.username",
+            rooms.username,
+            lambda value: value is None or bool(value.strip()),
+            "expected the user's name at the sync server",
+        ),
+    ]
+
+
+def checks(settings: Settings) -> list[Check]:
     """What the types do not say: dotted key, value, whether it fits, what was expected."""
     patterns = "expected a list of absolute paths or patterns of them, such as /mnt/team-*"
     mounts, overlay, moves = settings.mounts, settings.overlay, settings.moves
@@ -55,7 +109,7 @@ def checks(settings: Settings) -> list[tuple[str, Any, Callable[[Any], bool], st
             _is_duration(0.05, 3),  # first-launch as a whole has ten
             "expected seconds, from 0.05 to 3",
         ),
-        ("rooms.file", settings.rooms.file, is_folder, FOLDER.format("/vault/rooms.yaml")),
+        *_room_checks(settings.rooms),
         (
             "overlay.cache_seconds",
             overlay.cache_seconds,

@@ -16,9 +16,17 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RoomSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the sync daemon's rooms file goes; null: ~/.config/session-agent/rooms.yaml."""
+    """The sync daemon's rooms: the file, and the names (desktop/rooms.py).
+
+    `file`: null: ~/.config/session-agent/rooms.yaml. `shared` and `personal`: the names' templates.
+    `personal_types`: cloud drives that are each user's own. `username`: if KASM_USER_NAME is not set.
+    """
 
     file: str | None = None
+    shared: str = "folder-{name}"
+    personal: str = "user-{username}-{name}"
+    personal_types: tuple[str, ...] = ("dropbox", "gdrive", "onedrive")
+    username: str | None = None
 
 
 class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from session_agent.desktop.rooms import Terms, warnings
 from session_agent.errors import SettingsError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.model import MountState, Session, SessionUser, printable
@@ -29,8 +30,7 @@ class Place:
     vault: str
     state_dir: str
     config_home: str
-    rooms_file: str
-    username: str  # in the words of whoever runs the session, else the session user's name
+    rooms: Terms
     warnings: tuple[str, ...] = ()
 
 
@@ -63,8 +63,12 @@ def find_place(loaded: Loaded) -> Place:
         vault=vault,
         state_dir=state_dir,
         config_home=config_home,
-        rooms_file=settings.rooms.file or f"{config_home}/session-agent/rooms.yaml",
-        username=environment.kasm_user_name or user.name,
+        rooms=Terms(
+            file=settings.rooms.file or f"{config_home}/session-agent/rooms.yaml",
+            settings=settings.rooms,
+            username=environment.kasm_user_name or settings.rooms.username or "",
+            user_id=environment.kasm_user_id,
+        ),
         warnings=_warnings(loaded, user),
     )
 
@@ -92,7 +96,7 @@ def build(
     default = f"{place.user.home}/.local/share/session-agent/root"
     root_branch = settings.root_branch or (place.vault if vault_is_mount else default)
     _refuse_root_branch(root_branch, place.vault)
-    return Session(
+    session = Session(
         user=place.user,
         vault=place.vault,
         root_branch=root_branch,
@@ -101,6 +105,8 @@ def build(
         mounts=tuple(m for m in found.mounts if m.name != VAULT_ITSELF and m.path != root_branch),
         warnings=(*place.warnings, *found.warnings),
     )
+    told = warnings(place.vault, session.branches, place.rooms)
+    return replace(session, warnings=(*session.warnings, *told))
 
 
 def session_user(loaded: Loaded) -> SessionUser:

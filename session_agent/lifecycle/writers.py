@@ -46,7 +46,8 @@ def write_home(
     """
     memory = Memory(place.state_dir)
     shown = _shown(session, overlay=overlay)
-    folders = rooms.rooms(place.vault, _reachable(session, overlay=overlay), place.username)
+    reachable = _reachable(session, overlay=overlay)
+    folders = rooms.rooms(place.vault, reachable, place.rooms)
     return _run(
         {
             "bookmarks": lambda: [
@@ -57,7 +58,7 @@ def write_home(
             "Obsidian vault list": lambda: obsidian.register(
                 place.user.home, place.config_home, place.vault, memory
             ),
-            "sync rooms": lambda: [rooms.apply(place.rooms_file, folders, memory)],
+            "sync rooms": lambda: [rooms.apply(place.rooms.file, folders, memory)],
         },
         place.user,
         time_limit,
@@ -70,7 +71,8 @@ def follow(
 ) -> list[StepReport]:
     """Write everything anew for the branches that the served vault shows by now."""
     mounts = tuple(
-        Mount(b.name, b.path, "", "", b.kind, b.mode, b.state, b.cloud_type) for b in branches
+        Mount(b.name, b.path, "", "", b.kind, b.mode, b.state, b.cloud_type, b.root, b.device)
+        for b in branches
     )
     session = Session(place.user, place.vault, place.vault, place.state_dir, mounts)
     home = write_home(place, session, cloud_mounts, overlay=True, time_limit=time_limit)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from session_agent.desktop.rooms import Terms
 from session_agent.lifecycle import companion
 from session_agent.lifecycle.session import Place
 from session_agent.model import Mode, SessionUser
@@ -213,7 +214,7 @@ def test_emblems_that_the_script_has_taken_away_are_given_again(
     monkeypatch.setattr(companion, "_SECOND_TIME", 2.0)
     user = SessionUser("kasm-user", USER, USER, (), str(session.home))
     home, state = str(session.home), str(session.state_dir)
-    place = Place(user, str(session.vault), state, f"{home}/.config", f"{home}/rooms", "ann")
+    place = Place(user, str(session.vault), state, f"{home}/.config", Terms(f"{home}/rooms"))
     wiki = session.vault / "wiki"
     both = {"s3-emblem", "session-agent-read-only"}
     with bus.stand_in(), contextlib.ExitStack() as stack:

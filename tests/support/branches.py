@@ -5,9 +5,10 @@ from __future__ import annotations
 from session_agent.model import Branch, Mode, MountKind, MountState
 
 
-def branch(name: str, mode: Mode = Mode.RW, cloud_type: str = "") -> Branch:
-    """A live local branch shown as `name`."""
-    return Branch(name, f"/mnt/{name}", mode, MountState.ALIVE, MountKind.LOCAL, cloud_type)
+def branch(name: str, mode: Mode = Mode.RW, cloud_type: str = "", path: str = "") -> Branch:
+    """A live local branch shown as `name`, mounted at `path`."""
+    at = path or f"/mnt/{name}"
+    return Branch(name, at, mode, MountState.ALIVE, MountKind.LOCAL, cloud_type)
 
 
 def branches(*names: str) -> list[Branch]:

@@ -51,7 +51,7 @@ root_branch: /srv/root
 state_dir: /srv/state
 user: 1000
 mounts: {include: [/mnt/*], exclude: [/mnt/old], probe_seconds: 1}
-rooms: {file: /srv/rooms.yaml}
+rooms: {file: /srv/rooms.yaml, shared: "a.{name}", personal: "b.{name}-{username}"}
 overlay: {enabled: false, cache_seconds: 0, remote_seconds: 2.5}
 """
     )
@@ -134,6 +134,15 @@ def test_a_relative_xdg_path_is_ignored(file: Path) -> None:
         ("overlay: {cache_seconds: -0.1}\n", "overlay.cache_seconds: expected seconds, from 0"),
         ("overlay: {remote_seconds: 0}\n", "overlay.remote_seconds: expected seconds"),
         ("overlay: {enabled: 1}\n", "overlay.enabled: expected true or false"),
+        ("rooms: {shared: folder}\n", "rooms.shared: expected letters"),
+        ('rooms: {shared: "{name}-{name}"}\n', "rooms.shared: expected letters"),
+        ("rooms: {shared: 'f/{name}'}\n", "rooms.shared: expected letters"),
+        ("rooms: {personal: 'u-{name}'}\n", "rooms.personal: expected such as user-{username}"),
+        ("rooms: {personal: 'u.{username}.{name}'}\n", "rooms.personal: expected such as"),
+        ("rooms: {personal: 'folder-{username}-{name}'}\n", "rooms.personal: expected such as"),
+        ("rooms: {personal: 'fold{username}-{name}'}\n", "rooms.personal: expected such as"),
+        ("rooms: {shared: '{name}'}\n", "rooms.personal: expected such as"),
+        ("rooms: {username: ' '}\n", "rooms.username: expected the user's name"),
         ("user: true\n", "user: expected a whole number or text or nothing, not true or false"),
         ("user: -1\n", "user: expected a user's name or number"),
         ("user: 4294967295\n", "user: expected a user's name or number"),

@@ -21,6 +21,7 @@ import pytest
 
 from session_agent.cli.main import main
 from session_agent.cli.moves import _amount, _duration
+from session_agent.desktop.rooms import Terms
 from session_agent.lifecycle import state
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.move_status import MoveStatus
@@ -42,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("SESSION_AGENT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.delenv("SESSION_AGENT_CONFIG", raising=False)
     user = SessionUser("u", os.getuid(), os.getgid(), (), str(tmp_path))
-    return Place(user, "/vault", str(tmp_path / "state"), "", "", "u")
+    return Place(user, "/vault", str(tmp_path / "state"), "", Terms(""))
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def write_all(home: Path, *names: str) -> list[Change]:
         *obsidian.register(str(home), config, "/vault", memory),
         rooms.apply(
             os.path.join(config, "session-agent", "rooms.yaml"),
-            rooms.rooms("/vault", found, "ann"),
+            rooms.rooms("/vault", found, rooms.Terms("", username="ann")),
             memory,
         ),
     ]

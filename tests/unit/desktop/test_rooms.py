@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,79 +10,170 @@ from hypothesis import strategies as st
 
 from session_agent.desktop import rooms
 from session_agent.desktop.memory import Memory
-from session_agent.model import Room
-from tests.support.branches import branches
+from session_agent.desktop.rooms import Terms
+from session_agent.model import Branch, Mode, Room
+from session_agent.settings_types import RoomSettings
+from tests.support.branches import branch
 
-NAMES = st.lists(
-    st.text(st.sampled_from("ab-/ ü.P"), min_size=1, max_size=6).filter(
-        lambda name: all(part not in ("", ".", "..") for part in name.split("/"))
-    ),
-    unique=True,
-    max_size=8,
+ANN = Terms("", username="ann", user_id="7")
+NOBODY_KNOWS = Terms("")
+
+# What is easily mistaken for each other: separators, what stands for them, and what escapes look like.
+PATHS = st.text(st.sampled_from("ab-/~2d ü"), min_size=1, max_size=8).filter(
+    lambda path: all(part not in ("", ".", "..") for part in path.removeprefix("/").split("/"))
 )
+USERNAMES = st.text(st.sampled_from("ab-~2d@/ "), min_size=1, max_size=5)
+
+
+def below_vault(*names: str) -> list[Branch]:
+    """Branches mounted in the vault; one that ends in ":ro" is read-only."""
+    return [
+        replace(
+            branch(name.removesuffix(":ro"), path=f"/vault/{name.removesuffix(':ro')}"),
+            mode=Mode.RO if name.endswith(":ro") else Mode.RW,
+        )
+        for name in names
+    ]
+
+
+def names(*found: Branch, terms: Terms = ANN) -> list[str]:
+    return [room.room for room in rooms.rooms("/vault", found, terms)]
 
 
 @pytest.mark.parametrize(
-    ("name", "room"),
+    ("path", "room"),
     [
-        ("engineering", "folder-engineering"),
-        ("wiki/nested", "folder-wiki-nested"),
-        ("Büro", "folder-Büro"),
-        ("a b", "folder-a-b-c8687a08"),
-        ("personal", "user-ann@corp.org-personal"),
-        ("ann@corp.org", "user-ann@corp.org-personal"),
-        ("users/ann@corp.org/notes/x", "user-ann@corp.org-personal-notes-x"),
-        ("personal/notes", "user-ann@corp.org-personal-notes"),
-        ("impersonal", "folder-impersonal"),
+        ("/vault/engineering", "folder-engineering"),
+        ("/vault/wiki/nested", "folder-wiki--nested"),
+        ("/vault/a b", "folder-a~20b"),
+        ("/vault/-a--b-", "folder-~2da-~2db~2d"),
+        ("/vault/Büro", "folder-B~c3~bcro"),
+        ("/shared", "folder---shared"),
+        ("/mnt/shared", "folder---mnt--shared"),
+        ("/vault/personal", "user-ann-personal"),
+        ("/vault/users/ann/notes", "user-ann-users--ann--notes"),
+        ("/vault/users/7", "user-ann-users--7"),
+        ("/vault/impersonal", "folder-impersonal"),
+        ("/vault/annals", "folder-annals"),
     ],
 )
-def test_room_names(name: str, room: str) -> None:
-    assert rooms.room_name(name, "ann@corp.org") == room
+def test_room_names(path: str, room: str) -> None:
+    assert names(branch("shown", path=path)) == [room]
 
 
-def test_personal_folders_of_two_people_never_share_a_room() -> None:
-    assert rooms.room_name("personal", "ann") != rooms.room_name("personal", "bob")
-    assert rooms.room_name("personal", "a b") != rooms.room_name("personal", "a-b")
-    found = branches("personal", "wiki")
-    assert [room.room for room in rooms.rooms("/vault", found, "")] == ["folder-wiki"]
+def test_drives_of_two_people_at_one_path_never_share_a_room() -> None:
+    for kind in ("gdrive", "onedrive", "dropbox"):
+        drive = branch("drive", path="/drive", cloud_type=kind)
+        assert names(drive) == ["user-ann---drive"]
+        assert names(drive, terms=Terms("", username="bob")) == ["user-bob---drive"]
+    shared = branch("drive", path="/drive", cloud_type="nextcloud")
+    assert names(shared) == ["folder---drive"]
+    each = RoomSettings(personal_types=("Nextcloud",))
+    assert names(shared, terms=replace(ANN, settings=each)) == ["user-ann---drive"]
 
 
-def test_rooms_are_ordered_and_read_only_as_their_mounts() -> None:
-    found = rooms.rooms("/vault", branches("wiki:ro", "eng", "\udcff"), "ann")
-    assert found == (
+def test_a_folder_that_is_the_users_on_the_host_is_personal() -> None:
+    home = replace(branch("home", path="/vault/home"), root="/srv/users/ann", device="8:1")
+    assert names(home) == ["user-ann-home"]
+    assert names(replace(home, root="/srv/users/7/files")) == ["user-ann-home"]
+    assert names(replace(home, root="/srv/users/annals")) == ["folder-home"]
+
+
+def test_without_the_users_name_personal_folders_have_no_room_and_it_is_told() -> None:
+    drive = branch("gdrive", path="/gdrive", cloud_type="gdrive")
+    found = [*below_vault("personal", "wiki"), drive]
+    assert names(*found, terms=NOBODY_KNOWS) == ["folder-wiki"]
+    (told,) = rooms.warnings("/vault", found, NOBODY_KNOWS)
+    assert "KASM_USER_NAME" in told
+    assert rooms.warnings("/vault", found, ANN) == ()
+    assert rooms.warnings("/vault", below_vault("wiki"), NOBODY_KNOWS) == ()
+
+
+def test_names_do_not_depend_on_what_else_is_mounted() -> None:
+    alone = branch("notes", path="/b/notes")
+    beside = [branch("notes", path="/a/notes"), replace(alone, name="notes-2")]
+    assert names(alone) == ["folder---b--notes"]
+    assert names(*beside) == ["folder---a--notes", "folder---b--notes"]
+    assert names(*below_vault("a/b")) == ["folder-a--b"]
+    assert names(*below_vault("a/b", "a-b")) == ["folder-a-b", "folder-a--b"]
+
+
+def test_one_folder_mounted_several_times_is_one_room() -> None:
+    longer, shorter, other = (
+        replace(one, root="/srv/wiki", device="8:1")
+        for one in below_vault("x/wiki", "wiki:ro", "o")
+    )
+    other = replace(other, root="/srv/other")
+    outside = replace(longer, name="w", path="/w")
+    assert rooms.rooms("/vault", [outside, longer, shorter, other], ANN) == (
+        Room("/vault/o", "folder-o", False),
+        # Named by the shortest path in the vault, at one that can be written.
+        Room("/vault/x/wiki", "folder-wiki", False),
+    )
+    assert names(replace(shorter, device="8:2"), longer) == ["folder-wiki", "folder-x--wiki"]
+    personal = replace(longer, path="/vault/personal/wiki")
+    assert names(shorter, personal) == ["user-ann-wiki"]
+
+
+def test_rooms_are_ordered_and_read_only_as_their_branches() -> None:
+    assert rooms.rooms("/vault", below_vault("wiki:ro", "eng", "\udcff"), ANN) == (
         Room("/vault/eng", "folder-eng", False),
         Room("/vault/wiki", "folder-wiki", True),
     )
 
 
-def test_one_of_two_that_would_share_a_room_is_told_apart() -> None:
-    found = rooms.rooms("/vault", branches("a/b", "a-b"), "ann")
-    assert [room.room for room in found] == ["folder-a-b", "folder-a-b-c14cddc0"]
+def test_the_names_are_made_from_the_configured_templates() -> None:
+    settings = RoomSettings(shared="acme.{name}.v1", personal="private.{name}-{username}")
+    terms = Terms("", settings, "a-b")
+    found = below_vault("personal", "wiki")
+    assert names(*found, terms=terms) == ["private.personal-a~2db", "acme.wiki.v1"]
 
 
-@given(NAMES)
-def test_every_branch_has_a_room_of_its_own_whatever_the_order(names: list[str]) -> None:
-    found = rooms.rooms("/vault", branches(*names), "P")
-    assert len({room.room for room in found}) == len(names)
-    assert rooms.rooms("/vault", branches(*reversed(names)), "P") == found
-    assert all(not set(room.room) & set("/ ") for room in found)
+@given(st.lists(PATHS, unique=True, max_size=8))
+def test_every_path_has_a_room_of_its_own(paths: list[str]) -> None:
+    found = [
+        branch(str(number), path=path if path.startswith("/") else f"/vault/{path}")
+        for number, path in enumerate(paths)
+    ]
+    made = {one.path: names(one)[0] for one in found}
+    assert len(set(made.values())) == len(paths)
+    assert sorted(names(*found)) == sorted(made.values())
+    assert all(not set(room) & set("/ ü") for room in made.values())
+
+
+@given(
+    st.sampled_from(["user-{username}-{name}", "user-{name}.-.{username}"]),
+    USERNAMES,
+    PATHS,
+    USERNAMES,
+    PATHS,
+)
+def test_two_people_never_share_a_personal_room(
+    template: str, one: str, first: str, other: str, second: str
+) -> None:
+    settings = RoomSettings(personal=template)
+    made = {
+        rooms.room_name(path, Terms("", settings, who), personal=True)
+        for who, path in ((one, first), (other, second))
+    }
+    assert len(made) == (1 if (one, first) == (other, second) else 2)
 
 
 def test_the_file_has_the_documented_form(tmp_path: Path) -> None:
     file = tmp_path / "config" / "rooms.yaml"
-    found = rooms.rooms("/vault", branches("engineering", "yes: no:ro"), "ann")
+    found = rooms.rooms("/vault", below_vault("engineering", "yes: no:ro"), ANN)
     memory = Memory(str(tmp_path / "state"))
     assert [rooms.apply(str(file), found, memory).changed for _ in range(2)] == [True, False]
     assert file.read_text().splitlines()[1:] == [
         "sync:",
         "  folders:",
         "  - {path: /vault/engineering, room: folder-engineering, readOnly: false}",
-        "  - {path: '/vault/yes: no', room: folder-yes--no-f7ce9abb, readOnly: true}",
+        "  - {path: '/vault/yes: no', room: folder-yes~3a~20no, readOnly: true}",
     ]
 
 
 def test_other_keys_are_kept_and_an_equal_file_keeps_its_comments() -> None:
-    found = rooms.rooms("/vault", branches("a"), "ann")
+    found = rooms.rooms("/vault", below_vault("a"), ANN)
     theirs = b"# mine\nuser: ann\nsync: {url: 'ws://x:1234', folders: []}\nlast: 1\n"
     data = rooms.render(theirs, found)
     assert yaml.safe_load(data) == {
@@ -96,9 +188,9 @@ def test_other_keys_are_kept_and_an_equal_file_keeps_its_comments() -> None:
     assert rooms.render(commented, found) == commented
 
 
-@given(NAMES)
-def test_what_is_written_reads_back(names: list[str]) -> None:
-    found = rooms.rooms("/vault", branches(*names), "ann")
+@given(st.lists(PATHS.map(lambda path: path.strip("/")), unique=True, max_size=8))
+def test_what_is_written_reads_back(paths: list[str]) -> None:
+    found = rooms.rooms("/vault", below_vault(*paths), ANN)
     data = rooms.render(b"", found)
     assert yaml.safe_load(data)["sync"]["folders"] == [
         {"path": room.path, "room": room.room, "readOnly": room.read_only} for room in found

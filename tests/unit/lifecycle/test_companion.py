@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from session_agent.desktop.rooms import Terms
 from session_agent.lifecycle import companion
 from session_agent.lifecycle.companion import _wording
 from session_agent.lifecycle.session import Place
@@ -20,7 +21,7 @@ from tests.support.branches import branches
 def place(tmp_path: Path) -> Place:
     user = SessionUser("me", os.geteuid(), os.getegid(), tuple(os.getgroups()), str(tmp_path))
     config = str(tmp_path / ".config")
-    return Place(user, "/vault", str(tmp_path / "state"), config, f"{config}/rooms.yaml", "me")
+    return Place(user, "/vault", str(tmp_path / "state"), config, Terms(f"{config}/rooms.yaml"))
 
 
 def test_one_or_several() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from session_agent.desktop.rooms import Terms
 from session_agent.errors import ControlError, UserFileError
 from session_agent.lifecycle import control, daemon, state
 from session_agent.lifecycle.session import Place
@@ -64,7 +65,7 @@ trio.run(main)
 
 def place_of(folder: Path, uid: int) -> Place:
     user = SessionUser("u", uid, uid, (), str(folder))
-    return Place(user, "/vault", str(folder / "state"), "", "", "u")
+    return Place(user, "/vault", str(folder / "state"), "", Terms(""))
 
 
 class Server:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from session_agent.desktop.rooms import Terms
 from session_agent.errors import ControlError, UserFileError
 from session_agent.lifecycle import moves, state
 from session_agent.lifecycle.control import StatusDocument
@@ -22,7 +23,7 @@ from tests.support.stub_agent import stub_agent
 def place_of(folder: Path, uid: int | None = None) -> Place:
     uid = os.getuid() if uid is None else uid
     user = SessionUser("u", uid, uid, (), str(folder))
-    return Place(user, "/vault", str(folder / "state"), "", "", "u")
+    return Place(user, "/vault", str(folder / "state"), "", Terms(""))
 
 
 def write(place: Place, *records: Record) -> Path:

@@ -7,15 +7,15 @@ import pwd
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
+from session_agent.desktop.rooms import Terms
 from session_agent.errors import SettingsError
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle.session import find_place, session_user
 from session_agent.mounts import mountinfo
 from session_agent.settings import Environment, Loaded
-from session_agent.settings_types import MountSettings, Settings
+from session_agent.settings_types import MountSettings, RoomSettings, Settings
 from tests.support import storage
 from tests.support.as_user import NOBODY, as_user, home_of
 
@@ -100,14 +100,15 @@ def test_where_things_are(tmp_path: Path) -> None:
     assert place.vault == "/vault"
     assert place.state_dir == f"{tmp_path}/.local/state/session-agent"
     assert place.config_home == f"{tmp_path}/.config"
-    assert place.rooms_file == f"{tmp_path}/.config/session-agent/rooms.yaml"
-    own = Loaded(
-        Settings(state_dir="/s", rooms=msgspec.convert({"file": "/r"}, type(Settings().rooms))),
-        Environment(home=str(tmp_path), config_home="/c", kasm_user_name="ada"),
-    )
-    place = find_place(own)
+    # Never the local user's name: that is the same for everybody who uses an image.
+    assert place.rooms == Terms(f"{tmp_path}/.config/session-agent/rooms.yaml")
+    own = RoomSettings(file="/r", username="bob")
+    kasm = Environment(home=str(tmp_path), config_home="/c", kasm_user_name="ada", kasm_user_id="7")
+    place = find_place(Loaded(Settings(state_dir="/s", rooms=own), kasm))
     assert (place.state_dir, place.config_home) == ("/s", "/c")
-    assert (place.rooms_file, place.username) == ("/r", "ada")
+    assert place.rooms == Terms("/r", own, "ada", "7")
+    place = find_place(Loaded(Settings(rooms=own), Environment(home=str(tmp_path))))
+    assert place.rooms == Terms("/r", own, "bob")
 
 
 def test_paths_are_real_ones(tmp_path: Path) -> None:
@@ -187,3 +188,11 @@ class TestBuildFromMounts:
         with storage.tmpfs(base / "notes"), storage.tmpfs(base / "b"):
             session = self.build(base, root_branch=f"{base}/notes")
             assert [mount.name for mount in session.mounts] == ["b"]
+
+    def test_a_personal_folder_of_a_user_whose_name_is_not_known_is_told_of(
+        self, base: Path
+    ) -> None:
+        with storage.tmpfs(base / "vault/personal"):
+            assert "no sync room" in "".join(self.build(base).warnings)
+            known = RoomSettings(username="ann")
+            assert "no sync room" not in "".join(self.build(base, rooms=known).warnings)
