@@ -25,6 +25,7 @@ class Environment(msgspec.Struct, frozen=True):
     cloud_mounts: str = ""
     kasm_user_name: str = ""
     kasm_user_id: str = ""
+    sync_server_url: str = ""
     identity: str = ""  # SESSION_AGENT_IDENTITY
     identity_token: str = ""  # SESSION_AGENT_IDENTITY_TOKEN; a secret
 
@@ -56,6 +57,7 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
             cloud_mounts=variables.get("CLOUD_MOUNTS", ""),
             kasm_user_name=variables.get("KASM_USER_NAME", ""),
             kasm_user_id=variables.get("KASM_USER_ID", ""),
+            sync_server_url=variables.get("SYNC_SERVER_URL", ""),
             identity=variables.get("SESSION_AGENT_IDENTITY", ""),
             identity_token=variables.get("SESSION_AGENT_IDENTITY_TOKEN", ""),
         ),

@@ -42,10 +42,11 @@ def _is_count(value: Any) -> bool:
 # No room of one template may be one of the other's, nor one user's another's. So they begin
 # differently, and a `-`, which the username is rewritten not to hold, is between it and the name.
 _LITERAL = r"[A-Za-z0-9._@+-]*"
+_BEGIN = "[A-Za-z0-9._@+-]+"
 _BETWEEN = f"{_LITERAL}-{_LITERAL}"
-_SHARED = re.compile(rf"({_LITERAL})\{{name\}}{_LITERAL}")
+_SHARED = re.compile(rf"({_BEGIN})\{{name\}}{_LITERAL}")
 _PERSONAL = re.compile(
-    rf"({_LITERAL})(\{{username\}}{_BETWEEN}\{{name\}}|\{{name\}}{_BETWEEN}\{{username\}}){_LITERAL}"
+    rf"({_BEGIN})(\{{username\}}{_BETWEEN}\{{name\}}|\{{name\}}{_BETWEEN}\{{username\}}){_LITERAL}"
 )
 
 
@@ -63,6 +64,18 @@ def _is_personal_template(shared: str) -> Callable[[Any], bool]:
         return not (found[1].startswith(beside[1]) or beside[1].startswith(found[1]))
 
     return fits
+
+
+SERVER = "expected a URL such as ws://sync.example:1234, without a password or a query"
+# No user, password or query: the rooms file is no place for secrets.
+_SERVER = re.compile(
+    r"wss?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?"
+)
+
+
+def is_server(value: str) -> bool:
+    """Whether it is the URL of a WebSocket server that may stand in a file."""
+    return _SERVER.fullmatch(value) is not None
 
 
 Check: TypeAlias = tuple[str, Any, Callable[[Any], bool], str]
@@ -89,6 +102,7 @@ def _room_checks(rooms: RoomSettings) -> list[Check]:
             lambda value: value is None or bool(value.strip()),
             "expected the user's name at the sync server",
         ),
+        ("rooms.server", rooms.server, lambda value: value is None or is_server(value), SERVER),
     ]
 
 

@@ -20,6 +20,7 @@ class RoomSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `file`: null: ~/.config/session-agent/rooms.yaml. `shared` and `personal`: the names' templates.
     `personal_types`: cloud drives that are each user's own. `username`: if KASM_USER_NAME is not set.
+    `server`: the sync server's URL, if SYNC_SERVER_URL is not set.
     """
 
     file: str | None = None
@@ -27,6 +28,7 @@ class RoomSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     personal: str = "user-{username}-{name}"
     personal_types: tuple[str, ...] = ("dropbox", "gdrive", "onedrive")
     username: str | None = None
+    server: str | None = None
 
 
 class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

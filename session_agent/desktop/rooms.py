@@ -1,6 +1,7 @@
 """The sync daemon's rooms: one for each folder of the user's, in one YAML file.
 
-The list `sync.folders` in that file is the agent's; other keys in it are kept.
+In that file, `sync.folders` and `sync.vault` are the agent's; `sync.user` and `sync.server` are unless
+the user changes them; other keys are kept. schemas/rooms.json describes it.
 
 Who has one room's name sees what is in it, so a name must tell apart what is apart, and be the same
 for everybody who mounts the same folder, whatever else is mounted. It follows from the branch's path
@@ -19,12 +20,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import yaml
 
 from session_agent.desktop.changes import Change, attempt, write
 from session_agent.desktop.memory import Memory, keep_aside
+from session_agent.desktop.merge import Remembered, merge
 from session_agent.errors import UserFileError
 from session_agent.fsutil import durable
 from session_agent.model import Branch, Mode, Room, printable
@@ -33,7 +36,9 @@ from session_agent.settings_types import RoomSettings
 
 WHAT = "sync rooms"
 _PERSONAL = "personal"
-_HEADING = "# session-agent writes sync.folders at each start; other keys are kept.\n"
+_HEADING = (
+    "# session-agent writes sync.vault and sync.folders at each start; other keys are kept.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +47,19 @@ class Terms:
 
     `username` is who works in this session in the words of whoever runs the sync server (Kasm's user
     name, not the image's one local user), and "" if nobody has told: then personal folders have no
-    room, since everybody's would be the same. `user_id` is Kasm's number for the user.
+    room, since everybody's would be the same. `user_id` is Kasm's number for the user, `server` the
+    sync server's URL, or "".
     """
 
     file: str
+    vault: str
     settings: RoomSettings = field(default_factory=RoomSettings)
     username: str = ""
     user_id: str = ""
+    server: str = ""
 
 
-def rooms(vault: str, branches: Sequence[Branch], terms: Terms) -> tuple[Room, ...]:
+def rooms(branches: Sequence[Branch], terms: Terms) -> tuple[Room, ...]:
     """A room for every folder that `branches` show, by path.
 
     Where several show the same one, the shortest path names the room, and the first of them that can
@@ -59,22 +67,20 @@ def rooms(vault: str, branches: Sequence[Branch], terms: Terms) -> tuple[Room, .
     room, since YAML cannot name it; a personal one has none while the user's name is not known.
     """
     result = []
-    for same in _folders(vault, branches):
-        shortest, *others = sorted(same, key=lambda branch: _order(_place(vault, branch)))
-        personal = _personal(vault, same, terms)
-        room = room_name(_place(vault, shortest), terms, personal=personal)
+    for same in _folders(branches, terms):
+        shortest, *others = sorted(same, key=lambda branch: _order(_place(branch, terms)))
+        personal = _personal(same, terms)
+        room = room_name(_place(shortest, terms), terms, personal=personal)
         if room:
             shown = next((b for b in (shortest, *others) if b.mode is Mode.RW), shortest)
-            path = os.path.join(vault, shown.name)
+            path = os.path.join(terms.vault, shown.name)
             result.append(Room(path, room, shown.mode is Mode.RO))
     return tuple(sorted(result, key=lambda room: room.path))
 
 
-def warnings(vault: str, branches: Sequence[Branch], terms: Terms) -> tuple[str, ...]:
+def warnings(branches: Sequence[Branch], terms: Terms) -> tuple[str, ...]:
     """What the user should know of folders that have no room."""
-    if terms.username or not any(
-        _personal(vault, same, terms) for same in _folders(vault, branches)
-    ):
+    if terms.username or not any(_personal(same, terms) for same in _folders(branches, terms)):
         return ()
     told = (
         "Personal folders and drives have no sync room, since the user's name is not known: set"
@@ -94,19 +100,19 @@ def room_name(place: str, terms: Terms, *, personal: bool) -> str:
     return terms.settings.personal.replace("{username}", username).replace("{name}", name)
 
 
-def _folders(vault: str, branches: Sequence[Branch]) -> list[list[Branch]]:
+def _folders(branches: Sequence[Branch], terms: Terms) -> list[list[Branch]]:
     """The branches by the folder that they show: the same one of the same file system."""
     found: dict[tuple[str, str], list[Branch]] = {}
     for branch in branches:
-        path = os.path.join(vault, branch.name)
+        path = os.path.join(terms.vault, branch.name)
         if printable(path) == path:
             key = (branch.device, branch.root) if branch.device else ("", branch.path)
             found.setdefault(key, []).append(branch)
     return list(found.values())
 
 
-def _place(vault: str, branch: Branch) -> str:
-    return below(branch.path, vault) or branch.path
+def _place(branch: Branch, terms: Terms) -> str:
+    return below(branch.path, terms.vault) or branch.path
 
 
 def _order(place: str) -> tuple[bool, int, str]:
@@ -114,7 +120,7 @@ def _order(place: str) -> tuple[bool, int, str]:
     return place.startswith("/"), len(place), place
 
 
-def _personal(vault: str, same: Sequence[Branch], terms: Terms) -> bool:
+def _personal(same: Sequence[Branch], terms: Terms) -> bool:
     """Whether a folder is its user's alone, by any of the branches that show it.
 
     It is if its drive is of a kind that everybody has an own one of, or if "personal" or the user's
@@ -125,43 +131,62 @@ def _personal(vault: str, same: Sequence[Branch], terms: Terms) -> bool:
     types = {name.lower() for name in terms.settings.personal_types}
     return any(
         branch.cloud_type in types
-        or not words.isdisjoint(_place(vault, branch).split("/"))
+        or not words.isdisjoint(_place(branch, terms).split("/"))
         or not words.isdisjoint(branch.root.split("/"))
         for branch in same
     )
 
 
-def render(current: bytes, folders: Sequence[Room]) -> bytes:
-    """The file with `folders` in it; `current` itself if it says the same already.
+def render(
+    current: bytes, folders: Sequence[Room], terms: Terms, remembered: Remembered
+) -> tuple[bytes, Remembered]:
+    """The file as it is to be, `current` itself if it says all of it already; and what to remember.
 
     Raises ValueError if `current` is not YAML, or not built as the sync daemon expects.
     """
+    document = _parse(current)
+    sync = document.get("sync") or {}
+    known = {"user": terms.username, "server": terms.server}
+    # No other value than text is the agent's; a hostile one may be too large to look into.
+    found = {key: sync[key] if isinstance(sync[key], str) else None for key in known if key in sync}
+    wanted = {key: value for key, value in known.items() if value and printable(value) == value}
+    merged = merge(found, wanted, remembered, fresh="folders" not in sync)
+    listed = [{"path": r.path, "room": r.room, "readOnly": r.read_only} for r in folders]
+    after = {key: value for key, value in sync.items() if key not in merged.remove}
+    after |= {**merged.put, "vault": printable(terms.vault), "folders": listed}
+    if after == sync:
+        return current, merged.remembered
+    text = yaml.safe_dump(
+        {**document, "sync": after},
+        default_flow_style=None,
+        sort_keys=False,
+        allow_unicode=True,
+        width=1 << 20,
+    )
+    return (_HEADING + text).encode(), merged.remembered
+
+
+def _parse(data: bytes) -> dict[Any, Any]:
     try:
-        document = yaml.safe_load(current.decode("utf-8-sig"))
+        document = yaml.safe_load(data.decode("utf-8-sig"))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from error
     document = {} if document is None else document
-    sync = (document.get("sync") or {}) if isinstance(document, dict) else None
-    if not isinstance(sync, dict):
+    if not isinstance(document, dict) or not isinstance(document.get("sync") or {}, dict):
         raise ValueError('a mapping that holds a mapping "sync" is expected')
-    wanted = [{"path": r.path, "room": r.room, "readOnly": r.read_only} for r in folders]
-    if sync.get("folders") == wanted:
-        return current
-    document = {**document, "sync": {**sync, "folders": wanted}}
-    text = yaml.safe_dump(
-        document, default_flow_style=None, sort_keys=False, allow_unicode=True, width=1 << 20
-    )
-    return (_HEADING + text).encode()
+    return document
 
 
-def apply(path: str, folders: Sequence[Room], memory: Memory) -> Change:
+def apply(folders: Sequence[Room], terms: Terms, memory: Memory) -> Change:
     """Bring the rooms file up to date. Expected failures are the change's `problem`."""
+    path = terms.file
 
     def step() -> Change:
-        with memory.locked():
+        with memory.locked() as notes:
             current = durable.read_regular(path)
+            before = notes.about(path)
             try:
-                data = render(current or b"", folders)
+                data, after = render(current or b"", folders, terms, before)
             except ValueError as error:
                 aside = keep_aside(path, current or b"")
                 raise UserFileError(
@@ -171,8 +196,10 @@ def apply(path: str, folders: Sequence[Room], memory: Memory) -> Change:
                 ) from error
             changed = current is None or data != current
             if changed:
+                notes.note(path, replace(before, pending=after.written))
                 write(path, data)
-            return Change(WHAT, path, changed, f"{len(folders)} rooms")
+            notes.note(path, after)
+            return Change(WHAT, path, changed, f"{len(folders)} rooms", notes.problem)
 
     return attempt(WHAT, path, step)
 

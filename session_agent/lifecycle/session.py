@@ -18,6 +18,7 @@ from session_agent.model import MountState, Session, SessionUser, printable
 from session_agent.mounts import discover, mountinfo
 from session_agent.mounts.names import VAULT_ITSELF, below
 from session_agent.settings import Loaded
+from session_agent.settings_checks import SERVER, is_server
 
 ASK_SECONDS = 1.0  # for what a healthy file system answers at once
 
@@ -63,13 +64,22 @@ def find_place(loaded: Loaded) -> Place:
         vault=vault,
         state_dir=state_dir,
         config_home=config_home,
-        rooms=Terms(
-            file=settings.rooms.file or f"{config_home}/session-agent/rooms.yaml",
-            settings=settings.rooms,
-            username=environment.kasm_user_name or settings.rooms.username or "",
-            user_id=environment.kasm_user_id,
-        ),
+        rooms=_terms(loaded, vault, f"{config_home}/session-agent/rooms.yaml"),
         warnings=_warnings(loaded, user),
+    )
+
+
+def _terms(loaded: Loaded, vault: str, default_file: str) -> Terms:
+    rooms, environment = loaded.settings.rooms, loaded.environment
+    given = environment.sync_server_url
+    return Terms(
+        file=rooms.file or default_file,
+        vault=vault,
+        settings=rooms,
+        # Never the local user's name: that is the same for everybody who uses an image.
+        username=environment.kasm_user_name or rooms.username or "",
+        user_id=environment.kasm_user_id,
+        server=(given if is_server(given) else rooms.server) or "",
     )
 
 
@@ -105,7 +115,7 @@ def build(
         mounts=tuple(m for m in found.mounts if m.name != VAULT_ITSELF and m.path != root_branch),
         warnings=(*place.warnings, *found.warnings),
     )
-    told = warnings(place.vault, session.branches, place.rooms)
+    told = warnings(session.branches, place.rooms)
     return replace(session, warnings=(*session.warnings, *told))
 
 
@@ -209,10 +219,14 @@ def _refuse_root_branch(root_branch: str, vault: str) -> None:
 
 
 def _warnings(loaded: Loaded, user: SessionUser) -> tuple[str, ...]:
+    told = []
     home = loaded.environment.home
-    if user.uid != 0 or loaded.settings.user is not None or home in ("", "/root"):
-        return ()
-    place = printable(home)
-    return (
-        f"{place} belongs to root, which is taken for the session user; `user` would name another.",
-    )
+    if user.uid == 0 and loaded.settings.user is None and home not in ("", "/root"):
+        told.append(
+            f"{printable(home)} belongs to root, which is taken for the session user; `user` would"
+            " name another."
+        )
+    server = loaded.environment.sync_server_url
+    if server and not is_server(server):
+        told.append(f"SYNC_SERVER_URL is not told to the sync daemon's rooms file: {SERVER}.")
+    return tuple(told)

@@ -47,7 +47,7 @@ def write_home(
     memory = Memory(place.state_dir)
     shown = _shown(session, overlay=overlay)
     reachable = _reachable(session, overlay=overlay)
-    folders = rooms.rooms(place.vault, reachable, place.rooms)
+    folders = rooms.rooms(reachable, place.rooms)
     return _run(
         {
             "bookmarks": lambda: [
@@ -58,7 +58,7 @@ def write_home(
             "Obsidian vault list": lambda: obsidian.register(
                 place.user.home, place.config_home, place.vault, memory
             ),
-            "sync rooms": lambda: [rooms.apply(place.rooms.file, folders, memory)],
+            "sync rooms": lambda: [rooms.apply(folders, place.rooms, memory)],
         },
         place.user,
         time_limit,

@@ -214,7 +214,13 @@ def test_emblems_that_the_script_has_taken_away_are_given_again(
     monkeypatch.setattr(companion, "_SECOND_TIME", 2.0)
     user = SessionUser("kasm-user", USER, USER, (), str(session.home))
     home, state = str(session.home), str(session.state_dir)
-    place = Place(user, str(session.vault), state, f"{home}/.config", Terms(f"{home}/rooms"))
+    place = Place(
+        user,
+        str(session.vault),
+        state,
+        f"{home}/.config",
+        Terms(f"{home}/rooms", str(session.vault)),
+    )
     wiki = session.vault / "wiki"
     both = {"s3-emblem", "session-agent-read-only"}
     with bus.stand_in(), contextlib.ExitStack() as stack:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support import storage
+from tests.support.schemas import validator
 from tests.support.session import KasmSession, kasm_session, step
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -23,7 +24,9 @@ def session() -> Iterator[KasmSession]:
 def rooms(session: KasmSession) -> dict[str, str]:
     """Path in the vault to room."""
     file = session.home / ".config/session-agent/rooms.yaml"
-    folders: list[dict[str, Any]] = yaml.safe_load(file.read_text())["sync"]["folders"]
+    document = yaml.safe_load(file.read_text())
+    validator("rooms").validate(document)
+    folders: list[dict[str, Any]] = document["sync"]["folders"]
     return {one["path"].removeprefix(f"{session.vault}/"): one["room"] for one in folders}
 
 

@@ -18,9 +18,21 @@ from session_agent.cli.main import main
 from session_agent.cli.output import shown
 from session_agent.errors import SettingsError
 from session_agent.lifecycle.report import Report, StepReport, StepState
+from tests.support.schemas import schema
 
 ROOT = Path(__file__).parents[3]
-VERBS = ["first-launch", "mounts", "status", "moves", "stop", "recover", "serve", "plan", "policy"]
+VERBS = [
+    "first-launch",
+    "mounts",
+    "status",
+    "moves",
+    "stop",
+    "recover",
+    "serve",
+    "plan",
+    "policy",
+    "schema",
+]
 GROUPS = {"policy": ["check", "explain", "diff", "test"]}
 # What is typed for each command: a verb, or a verb and what it is a group of.
 COMMANDS = [
@@ -224,3 +236,10 @@ def test_the_verbs_are_what_the_modules_call_themselves() -> None:
         assert isinstance(command, click.Command)
         assert command.name == verb
     assert tuple(VERBS) == cli._VERBS
+
+
+@pytest.mark.parametrize("name", ["rooms", "config", "policy"])
+def test_the_schemas_are_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", name]) == 0
+    assert json.loads(capsys.readouterr().out) == schema(name)
+    assert main(["schema", "nonsense"]) == 1

@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("SESSION_AGENT_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.delenv("SESSION_AGENT_CONFIG", raising=False)
     user = SessionUser("u", os.getuid(), os.getgid(), (), str(tmp_path))
-    return Place(user, "/vault", str(tmp_path / "state"), "", Terms(""))
+    return Place(user, "/vault", str(tmp_path / "state"), "", Terms("", ""))
 
 
 @pytest.fixture

@@ -33,15 +33,12 @@ def write_all(home: Path, *names: str) -> list[Change]:
     found = branches(*(names or ("engineering", "wiki:ro")))
     memory = Memory(str(home / "state"))
     config = str(home / ".config")
+    terms = rooms.Terms(f"{config}/session-agent/rooms.yaml", "/vault", username="ann")
     return [
         bookmarks.apply(config, "/vault", found, memory, cloud_mounts="/vault/wiki|s3"),
         *obsidian.apply(str(home / "root"), found, memory),
         *obsidian.register(str(home), config, "/vault", memory),
-        rooms.apply(
-            os.path.join(config, "session-agent", "rooms.yaml"),
-            rooms.rooms("/vault", found, rooms.Terms("", username="ann")),
-            memory,
-        ),
+        rooms.apply(rooms.rooms(found, terms), terms, memory),
     ]
 
 

@@ -10,19 +10,24 @@ from hypothesis import strategies as st
 
 from session_agent.desktop import rooms
 from session_agent.desktop.memory import Memory
+from session_agent.desktop.merge import Remembered
 from session_agent.desktop.rooms import Terms
 from session_agent.model import Branch, Mode, Room
 from session_agent.settings_types import RoomSettings
 from tests.support.branches import branch
+from tests.support.schemas import validator
 
-ANN = Terms("", username="ann", user_id="7")
-NOBODY_KNOWS = Terms("")
+ANN = Terms("", "/vault", username="ann", user_id="7")
+NOBODY_KNOWS = Terms("", "/vault")
 
 # What is easily mistaken for each other: separators, what stands for them, and what escapes look like.
 PATHS = st.text(st.sampled_from("ab-/~2d ü"), min_size=1, max_size=8).filter(
     lambda path: all(part not in ("", ".", "..") for part in path.removeprefix("/").split("/"))
 )
 USERNAMES = st.text(st.sampled_from("ab-~2d@/ "), min_size=1, max_size=5)
+
+
+VALIDATOR = validator("rooms")
 
 
 def below_vault(*names: str) -> list[Branch]:
@@ -37,7 +42,7 @@ def below_vault(*names: str) -> list[Branch]:
 
 
 def names(*found: Branch, terms: Terms = ANN) -> list[str]:
-    return [room.room for room in rooms.rooms("/vault", found, terms)]
+    return [room.room for room in rooms.rooms(found, terms)]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_drives_of_two_people_at_one_path_never_share_a_room() -> None:
     for kind in ("gdrive", "onedrive", "dropbox"):
         drive = branch("drive", path="/drive", cloud_type=kind)
         assert names(drive) == ["user-ann---drive"]
-        assert names(drive, terms=Terms("", username="bob")) == ["user-bob---drive"]
+        assert names(drive, terms=Terms("", "/vault", username="bob")) == ["user-bob---drive"]
     shared = branch("drive", path="/drive", cloud_type="nextcloud")
     assert names(shared) == ["folder---drive"]
     each = RoomSettings(personal_types=("Nextcloud",))
@@ -83,10 +88,10 @@ def test_without_the_users_name_personal_folders_have_no_room_and_it_is_told() -
     drive = branch("gdrive", path="/gdrive", cloud_type="gdrive")
     found = [*below_vault("personal", "wiki"), drive]
     assert names(*found, terms=NOBODY_KNOWS) == ["folder-wiki"]
-    (told,) = rooms.warnings("/vault", found, NOBODY_KNOWS)
+    (told,) = rooms.warnings(found, NOBODY_KNOWS)
     assert "KASM_USER_NAME" in told
-    assert rooms.warnings("/vault", found, ANN) == ()
-    assert rooms.warnings("/vault", below_vault("wiki"), NOBODY_KNOWS) == ()
+    assert rooms.warnings(found, ANN) == ()
+    assert rooms.warnings(below_vault("wiki"), NOBODY_KNOWS) == ()
 
 
 def test_names_do_not_depend_on_what_else_is_mounted() -> None:
@@ -105,7 +110,7 @@ def test_one_folder_mounted_several_times_is_one_room() -> None:
     )
     other = replace(other, root="/srv/other")
     outside = replace(longer, name="w", path="/w")
-    assert rooms.rooms("/vault", [outside, longer, shorter, other], ANN) == (
+    assert rooms.rooms([outside, longer, shorter, other], ANN) == (
         Room("/vault/o", "folder-o", False),
         # Named by the shortest path in the vault, at one that can be written.
         Room("/vault/x/wiki", "folder-wiki", False),
@@ -116,7 +121,7 @@ def test_one_folder_mounted_several_times_is_one_room() -> None:
 
 
 def test_rooms_are_ordered_and_read_only_as_their_branches() -> None:
-    assert rooms.rooms("/vault", below_vault("wiki:ro", "eng", "\udcff"), ANN) == (
+    assert rooms.rooms(below_vault("wiki:ro", "eng", "\udcff"), ANN) == (
         Room("/vault/eng", "folder-eng", False),
         Room("/vault/wiki", "folder-wiki", True),
     )
@@ -124,7 +129,7 @@ def test_rooms_are_ordered_and_read_only_as_their_branches() -> None:
 
 def test_the_names_are_made_from_the_configured_templates() -> None:
     settings = RoomSettings(shared="acme.{name}.v1", personal="private.{name}-{username}")
-    terms = Terms("", settings, "a-b")
+    terms = Terms("", "/vault", settings, "a-b")
     found = below_vault("personal", "wiki")
     assert names(*found, terms=terms) == ["private.personal-a~2db", "acme.wiki.v1"]
 
@@ -153,7 +158,7 @@ def test_two_people_never_share_a_personal_room(
 ) -> None:
     settings = RoomSettings(personal=template)
     made = {
-        rooms.room_name(path, Terms("", settings, who), personal=True)
+        rooms.room_name(path, Terms("", "/vault", settings, who), personal=True)
         for who, path in ((one, first), (other, second))
     }
     assert len(made) == (1 if (one, first) == (other, second) else 2)
@@ -161,48 +166,119 @@ def test_two_people_never_share_a_personal_room(
 
 def test_the_file_has_the_documented_form(tmp_path: Path) -> None:
     file = tmp_path / "config" / "rooms.yaml"
-    found = rooms.rooms("/vault", below_vault("engineering", "yes: no:ro"), ANN)
+    terms = replace(ANN, file=str(file), server="ws://sync:1234")
+    found = rooms.rooms(below_vault("engineering", "yes: no:ro"), terms)
     memory = Memory(str(tmp_path / "state"))
-    assert [rooms.apply(str(file), found, memory).changed for _ in range(2)] == [True, False]
+    assert [rooms.apply(found, terms, memory).changed for _ in range(2)] == [True, False]
     assert file.read_text().splitlines()[1:] == [
         "sync:",
+        "  user: ann",
+        "  server: ws://sync:1234",
+        "  vault: /vault",
         "  folders:",
         "  - {path: /vault/engineering, room: folder-engineering, readOnly: false}",
         "  - {path: '/vault/yes: no', room: folder-yes~3a~20no, readOnly: true}",
     ]
 
 
+def rendered(current: bytes, terms: Terms, *names: str) -> bytes:
+    """What becomes of a file that the agent does not remember."""
+    found = rooms.rooms(below_vault(*names), terms)
+    return rooms.render(current, found, terms, Remembered())[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("path: /vault/a", "path: a"),
+        ("room: folder-a", "room: ''"),
+        ("room: folder-a", "room: a/b"),
+        ("readOnly: false", "readOnly: 0"),
+        ("readOnly: false", "readonly: false"),
+        ("user: ann", "user: 7"),
+        ("server: ws://s:1", "server: ws://ann:secret@s:1"),
+        ("vault: /vault", "vaults: /vault"),
+        ("sync:", "synchronise:"),
+    ],
+)
+def test_the_schema_refuses_mistakes(old: str, new: str) -> None:
+    text = rendered(b"", replace(ANN, server="ws://s:1"), "a").decode()
+    assert VALIDATOR.is_valid(yaml.safe_load(text))
+    assert text.count(old) == 1
+    assert not VALIDATOR.is_valid(yaml.safe_load(text.replace(old, new)))
+
+
 def test_other_keys_are_kept_and_an_equal_file_keeps_its_comments() -> None:
-    found = rooms.rooms("/vault", below_vault("a"), ANN)
     theirs = b"# mine\nuser: ann\nsync: {url: 'ws://x:1234', folders: []}\nlast: 1\n"
-    data = rooms.render(theirs, found)
+    data = rendered(theirs, NOBODY_KNOWS, "a")
     assert yaml.safe_load(data) == {
         "user": "ann",
         "sync": {
             "url": "ws://x:1234",
             "folders": [{"path": "/vault/a", "room": "folder-a", "readOnly": False}],
+            "vault": "/vault",
         },
         "last": 1,
     }
     commented = b"# mine\n" + data
-    assert rooms.render(commented, found) == commented
+    assert rendered(commented, NOBODY_KNOWS, "a") == commented
 
 
-@given(st.lists(PATHS.map(lambda path: path.strip("/")), unique=True, max_size=8))
-def test_what_is_written_reads_back(paths: list[str]) -> None:
-    found = rooms.rooms("/vault", below_vault(*paths), ANN)
-    data = rooms.render(b"", found)
-    assert yaml.safe_load(data)["sync"]["folders"] == [
+def test_user_and_server_follow_the_session_unless_the_user_changes_them(tmp_path: Path) -> None:
+    file = tmp_path / "rooms.yaml"
+    memory = Memory(str(tmp_path / "state"))
+
+    def written(user: str, server: str) -> dict[str, str]:
+        terms = replace(ANN, file=str(file), username=user, server=server)
+        assert rooms.apply((), terms, memory).problem == ""
+        assert not rooms.apply((), terms, memory).changed
+        sync = yaml.safe_load(file.read_text())["sync"]
+        assert (sync.pop("vault"), sync.pop("folders")) == ("/vault", [])
+        assert isinstance(sync, dict)
+        return sync
+
+    assert written("ann", "ws://a") == {"user": "ann", "server": "ws://a"}
+    assert written("bob", "ws://b") == {"user": "bob", "server": "ws://b"}
+    assert written("caf\udce9", "") == {}
+    assert written("ann", "ws://a") == {"user": "ann", "server": "ws://a"}
+    file.write_text(file.read_text().replace("ws://a", "ws://mine"))
+    assert written("bob", "ws://b") == {"user": "bob", "server": "ws://mine"}
+    file.write_text(file.read_text().replace("  user: bob\n", ""))
+    assert written("ann", "ws://a") == {"server": "ws://mine"}
+    file.unlink()
+    assert written("ann", "ws://a") == {"user": "ann", "server": "ws://a"}
+
+
+@pytest.mark.parametrize("value", ["2024-01-01", "[1]", "&a [*a]", "null", "{a: 1}"])
+def test_a_server_that_is_no_text_is_the_users(value: str) -> None:
+    current = f"sync: {{folders: [], server: {value}}}\n".encode()
+    terms = replace(ANN, server="ws://a")
+    before, after = (
+        yaml.safe_load(data)["sync"]["server"] for data in (current, rendered(current, terms))
+    )
+    assert type(after) is type(before)
+    assert str(after) == str(before)
+
+
+@given(st.lists(PATHS.map(lambda path: path.strip("/")), unique=True, max_size=8), st.text())
+def test_what_is_written_reads_back(paths: list[str], username: str) -> None:
+    terms = Terms("", "/vault", username=username)
+    found = rooms.rooms(below_vault(*paths), terms)
+    data = rendered(b"", terms, *paths)
+    VALIDATOR.validate(yaml.safe_load(data))
+    sync = yaml.safe_load(data)["sync"]
+    assert sync.get("user", "") == terms.username
+    assert sync["folders"] == [
         {"path": room.path, "room": room.room, "readOnly": room.read_only} for room in found
     ]
-    assert rooms.render(data, found) == data
+    assert rendered(data, terms, *paths) == data
 
 
 @pytest.mark.parametrize("broken", [b"{", b"- 1", b"sync: [1]", b"\xff", b"[" * 10_000, b"a: !x 1"])
 def test_a_broken_file_is_kept_reported_and_left_alone(tmp_path: Path, broken: bytes) -> None:
     file = tmp_path / "rooms.yaml"
     file.write_bytes(broken)
-    change = rooms.apply(str(file), (), Memory(str(tmp_path / "state")))
+    change = rooms.apply((), Terms(str(file), "/vault"), Memory(str(tmp_path / "state")))
     assert "rooms.yaml.broken-" in change.problem
     assert file.read_bytes() == broken
     assert [copy.read_bytes() for copy in tmp_path.glob("*.broken-*")] == [broken]

@@ -21,7 +21,9 @@ from tests.support.branches import branches
 def place(tmp_path: Path) -> Place:
     user = SessionUser("me", os.geteuid(), os.getegid(), tuple(os.getgroups()), str(tmp_path))
     config = str(tmp_path / ".config")
-    return Place(user, "/vault", str(tmp_path / "state"), config, Terms(f"{config}/rooms.yaml"))
+    return Place(
+        user, "/vault", str(tmp_path / "state"), config, Terms(f"{config}/rooms.yaml", "/vault")
+    )
 
 
 def test_one_or_several() -> None:

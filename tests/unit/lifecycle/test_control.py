@@ -65,7 +65,7 @@ trio.run(main)
 
 def place_of(folder: Path, uid: int) -> Place:
     user = SessionUser("u", uid, uid, (), str(folder))
-    return Place(user, "/vault", str(folder / "state"), "", Terms(""))
+    return Place(user, "/vault", str(folder / "state"), "", Terms("", ""))
 
 
 class Server:

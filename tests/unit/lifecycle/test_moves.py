@@ -23,7 +23,7 @@ from tests.support.stub_agent import stub_agent
 def place_of(folder: Path, uid: int | None = None) -> Place:
     uid = os.getuid() if uid is None else uid
     user = SessionUser("u", uid, uid, (), str(folder))
-    return Place(user, "/vault", str(folder / "state"), "", Terms(""))
+    return Place(user, "/vault", str(folder / "state"), "", Terms("", ""))
 
 
 def write(place: Place, *records: Record) -> Path:

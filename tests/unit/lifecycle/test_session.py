@@ -100,15 +100,34 @@ def test_where_things_are(tmp_path: Path) -> None:
     assert place.vault == "/vault"
     assert place.state_dir == f"{tmp_path}/.local/state/session-agent"
     assert place.config_home == f"{tmp_path}/.config"
-    # Never the local user's name: that is the same for everybody who uses an image.
-    assert place.rooms == Terms(f"{tmp_path}/.config/session-agent/rooms.yaml")
-    own = RoomSettings(file="/r", username="bob")
-    kasm = Environment(home=str(tmp_path), config_home="/c", kasm_user_name="ada", kasm_user_id="7")
+    assert place.rooms == Terms(f"{tmp_path}/.config/session-agent/rooms.yaml", "/vault")
+    own = RoomSettings(file="/r", username="bob", server="ws://settings:1")
+    kasm = Environment(
+        home=str(tmp_path),
+        config_home="/c",
+        kasm_user_name="ada",
+        kasm_user_id="7",
+        sync_server_url="wss://variable/x",
+    )
     place = find_place(Loaded(Settings(state_dir="/s", rooms=own), kasm))
     assert (place.state_dir, place.config_home) == ("/s", "/c")
-    assert place.rooms == Terms("/r", own, "ada", "7")
+    assert place.rooms == Terms("/r", "/vault", own, "ada", "7", "wss://variable/x")
     place = find_place(Loaded(Settings(rooms=own), Environment(home=str(tmp_path))))
-    assert place.rooms == Terms("/r", own, "bob")
+    assert place.rooms == Terms("/r", "/vault", own, "bob", server="ws://settings:1")
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://ann:hunter2@x", "ws://x/?token=hunter2", "http://x", "ws://"]
+)
+def test_a_server_that_cannot_stand_in_a_file_is_told_of_and_not_shown(
+    tmp_path: Path, url: str
+) -> None:
+    environment = Environment(home=str(tmp_path), sync_server_url=url)
+    place = find_place(Loaded(Settings(), environment))
+    assert place.rooms.server == ""
+    told = "".join(place.warnings)
+    assert "SYNC_SERVER_URL" in told
+    assert "hunter2" not in told
 
 
 def test_paths_are_real_ones(tmp_path: Path) -> None:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
-import session_agent
 from session_agent.policy import rules, schema
+from tests.support.schemas import schema as schema_file
+from tests.support.schemas import validator
 
-SCHEMA = json.loads(
-    (Path(session_agent.__file__).parent / "schemas/policy.json").read_text(encoding="utf-8")
-)
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+SCHEMA = schema_file("policy")
+VALIDATOR = validator("policy")
 
 
 def fits(text: str) -> bool:
     return bool(VALIDATOR.is_valid(yaml.load(text, yaml.BaseLoader)))  # noqa: S506 - makes text only
-
-
-def test_it_is_a_schema() -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
 EVERYTHING = """
