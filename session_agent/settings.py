@@ -11,10 +11,23 @@ from collections.abc import Mapping
 
 import msgspec
 
+from session_agent import redaction
 from session_agent.errors import SettingsError
 from session_agent.settings_checks import FOLDER, is_folder
 from session_agent.settings_file import DEFAULT_FILE, parse, read
 from session_agent.settings_types import Settings
+
+
+class Kasm(msgspec.Struct, frozen=True):
+    """Where Kasm's session log is, and whose session this is."""
+
+    host: str = ""  # KASM_API_HOST
+    port: str = ""  # KASM_API_PORT
+    token: str = ""  # KASM_API_JWT; a secret
+    session: str = ""  # KASM_ID
+
+    def __repr__(self) -> str:  # it would show the secret
+        return f"Kasm({self.host!r})"
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -28,6 +41,12 @@ class Environment(msgspec.Struct, frozen=True):
     sync_server_url: str = ""
     identity: str = ""  # SESSION_AGENT_IDENTITY
     identity_token: str = ""  # SESSION_AGENT_IDENTITY_TOKEN; a secret
+    kasm: Kasm = Kasm()
+    restricted_file_chooser: str = ""  # KASM_RESTRICTED_FILE_CHOOSER
+    bus: str = ""  # DBUS_SESSION_BUS_ADDRESS
+
+    def __repr__(self) -> str:  # it would show the secrets
+        return f"Environment({self.home!r})"
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -45,6 +64,7 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
     it was named: it decides what root mounts, and where.
     """
     variables = os.environ if environ is None else environ
+    redaction.know(redaction.secrets_of(variables))
     named = config or variables.get("SESSION_AGENT_CONFIG") or None
     path = os.path.abspath(named or DEFAULT_FILE)
     data = read(path, required=named is not None)
@@ -60,6 +80,14 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
             sync_server_url=variables.get("SYNC_SERVER_URL", ""),
             identity=variables.get("SESSION_AGENT_IDENTITY", ""),
             identity_token=variables.get("SESSION_AGENT_IDENTITY_TOKEN", ""),
+            kasm=Kasm(
+                host=variables.get("KASM_API_HOST", ""),
+                port=variables.get("KASM_API_PORT", ""),
+                token=variables.get("KASM_API_JWT", ""),
+                session=variables.get("KASM_ID", ""),
+            ),
+            restricted_file_chooser=variables.get("KASM_RESTRICTED_FILE_CHOOSER", ""),
+            bus=variables.get("DBUS_SESSION_BUS_ADDRESS", ""),
         ),
         file="" if data is None else path,
     )

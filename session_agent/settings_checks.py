@@ -140,6 +140,7 @@ def checks(settings: Settings) -> list[Check]:
             (f"policy.{name}", getattr(settings.policy, name), is_folder, FOLDER.format("/etc/x"))
             for name in ("file", "identity_file", "jwt_keys", "jwt_file", "audit_file")
         ),
+        ("log.kasm_ca_file", settings.log.kasm_ca_file, is_folder, FOLDER.format("/etc/kasm.pem")),
         ("moves.inline_bytes", moves.inline_bytes, _is_count, "expected a number of bytes"),
         ("moves.inline_files", moves.inline_files, _is_count, "expected a number of files"),
         (

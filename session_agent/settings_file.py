@@ -86,7 +86,7 @@ def parse(data: bytes, path: str) -> Settings:
     if not isinstance(document, dict):
         raise _wrong(path, lines, "", "expected keys with values, such as `vault: /vault`")
     # A section whose every line is commented out is null.
-    sections = {"mounts", "rooms", "overlay", "moves", "policy"}
+    sections = {"mounts", "rooms", "overlay", "moves", "policy", "log"}
     document = {k: v for k, v in document.items() if v is not None or k not in sections}
     try:
         settings = msgspec.convert(document, Settings)

@@ -75,6 +75,14 @@ class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audit_file: str | None = "/var/log/session-agent/audit.jsonl"
 
 
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the agent tells of its work. `kasm_ca_file`: PEM certificates that Kasm's API is checked by."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    kasm_ca_file: str | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The settings file, typed. A null path: a default that depends on the session user."""
 
@@ -87,3 +95,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlay: OverlaySettings = OverlaySettings()
     moves: MoveSettings = MoveSettings()
     policy: PolicySettings = PolicySettings()
+    log: LogSettings = LogSettings()

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from session_agent.model import printable
+from session_agent.redaction import redacted
 
 
 def shown(text: str) -> str:
@@ -21,9 +22,9 @@ def shown(text: str) -> str:
 
 def tell_error(message: str, hint: str = "") -> None:
     """An error on standard error: what is wrong, and below it what to do."""
-    click.echo(f"session-agent: {shown(message)}", err=True)
+    click.echo(f"session-agent: {shown(redacted(message))}", err=True)
     if hint:
-        click.echo(f"  {shown(hint)}", err=True)
+        click.echo(f"  {shown(redacted(hint))}", err=True)
 
 
 def print_json(value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import click
 
@@ -28,13 +27,9 @@ def command(config: str | None, as_json: bool, ready_fd: int | None) -> int:
     """Serve the vault in the foreground, until Ctrl-C, SIGTERM or `session-agent stop`.
 
     For debugging and for service managers; `first-launch` starts it in the background. The log goes
-    to standard error.
+    to standard error, and to agent.log in the state directory.
     """
-    from session_agent.lifecycle import daemon  # noqa: PLC0415 - not for `--help`
-
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    from session_agent.lifecycle import daemon, logs  # noqa: PLC0415 - not for `--help`
 
     waiting = ready_fd
 
@@ -47,10 +42,12 @@ def command(config: str | None, as_json: bool, ready_fd: int | None) -> int:
             click.echo('{"ready": true}')
 
     try:
+        loaded = settings(config)
+        logs.to_stderr(loaded.settings.log)
         # The FUSE library is loaded here: where it is missing the starter is told so, too.
         from session_agent.lifecycle.serve import serve  # noqa: PLC0415
 
-        serve(settings(config), to_log=ready_fd is not None, ready=ready)
+        serve(loaded, to_log=ready_fd is not None, ready=ready)
     except AgentError as error:
         if waiting is not None:
             daemon.report(waiting, daemon.Report(False, error.message, error.hint))

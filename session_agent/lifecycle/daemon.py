@@ -23,6 +23,7 @@ from session_agent.errors import AgentError, ControlError, MountError, TimeLimit
 from session_agent.lifecycle import control, vault
 from session_agent.lifecycle.session import Place
 from session_agent.model import printable
+from session_agent.redaction import redacted
 from session_agent.settings import Loaded
 
 _STOP_SECONDS = 5.0
@@ -113,7 +114,7 @@ def _unexplained(noise: bytes, time_limit: float, *, late: bool) -> AgentError:
         )
     last = noise.decode(errors="backslashreplace").strip().rpartition("\n")[2]
     return MountError(
-        f"The agent ended before the vault was ready: {last or 'it gave no reason'}",
+        f"The agent ended before the vault was ready: {redacted(last) or 'it gave no reason'}",
         "`session-agent serve` shows the whole of it.",
     )
 

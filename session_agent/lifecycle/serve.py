@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 from session_agent.errors import ControlError
-from session_agent.lifecycle import companion, state, vault
+from session_agent.lifecycle import companion, logs, state, vault
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle.session import Place
 from session_agent.model import Session, printable
@@ -22,7 +21,7 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
     """Serve the vault until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
 
     `ready` is called once the vault answers. With `to_log`, standard error goes to the state
-    directory's log from early on. Raises an AgentError where the vault cannot be served.
+    directory's log alone, from early on. Raises an AgentError where the vault cannot be served.
     """
     os.chdir("/")  # keep no mount busy
     os.umask(0o022)
@@ -33,14 +32,14 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
             f"Another agent (process {state.holder(folder)}) serves this session already.",
             "`session-agent status` shows it, `session-agent stop` ends it.",
         )
-    if to_log:
-        os.dup2(state.open_log(folder, place.user), sys.stderr.fileno())
+    logs.to_state_directory(folder, place.user, loaded.settings.log, instead_of_stderr=to_log)
     if vault.take_over(place.vault, place.user):
         log.warning("took over the mount that a killed agent left at %s", printable(place.vault))
         log.warning("programs with files open in it must open them again")
     session = _prepared(loaded, place)
     helper = companion.start(place, loaded.environment.cloud_mounts)
     try:
+        logs.to_kasm(loaded)
         # Only now, so that the companion is small: these are large libraries.
         from session_agent.lifecycle.event_loop import serve_vault  # noqa: PLC0415
 

@@ -22,9 +22,9 @@ from session_agent.model import SessionUser, printable
 
 LOCK = "agent.lock"
 LOG = "agent.log"
+OLD_LOG = "agent.log.1"
 SOCKET = "control.sock"
 
-_LOG_LIMIT = 1 << 20  # bytes; a log grown larger starts anew
 _FLOCK = "@hhqqi4x"  # struct flock: l_type, l_whence, l_start, l_len, l_pid; fcntl(2)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -91,12 +91,14 @@ def holder(folder: int) -> int | None:
     return None if kind == fcntl.F_UNLCK else int(pid)
 
 
-def open_log(folder: int, user: SessionUser) -> int:
-    """A descriptor that appends to the log."""
-    fd = _open(folder, LOG, os.O_WRONLY | os.O_APPEND, user)
-    if os.fstat(fd).st_size > _LOG_LIMIT:
-        os.ftruncate(fd, 0)
-    return fd
+def open_logs(folder: int, user: SessionUser) -> tuple[int, int]:
+    """Descriptors of the log, which appends, and of the older one. No path is needed to rotate them."""
+    log = _open(folder, LOG, os.O_RDWR | os.O_APPEND, user)
+    try:
+        return log, _open(folder, OLD_LOG, os.O_RDWR, user)
+    except UserFileError:
+        os.close(log)
+        raise
 
 
 def _open(folder: int, name: str, flags: int, user: SessionUser) -> int:

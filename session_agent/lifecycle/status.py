@@ -17,6 +17,7 @@ from session_agent.lifecycle.move_status import MoveStatus, as_many_as_fit
 from session_agent.lifecycle.session import Place
 from session_agent.model import MountState, Session, printable
 from session_agent.mounts.names import below
+from session_agent.redaction import redacted
 
 
 def of_running(
@@ -81,7 +82,7 @@ def mounts(session: Session) -> list[dict[str, str]]:
         {
             "name": printable(mount.name),
             "path": printable(mount.path),
-            "source": printable(mount.source),
+            "source": redacted(printable(mount.source)),
             "fstype": mount.fstype,
             "kind": str(mount.kind),
             "mode": str(mount.mode),

@@ -84,7 +84,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_links_and_fifos_are_refused(folder: int, tmp_path: Path, name: str) -> None:
     planted = tmp_path / "a/state" / name
     target = tmp_path / "target"
-    open_it = {"agent.log": state.open_log, "agent.lock": state.lock}[name]
+    open_it = {"agent.log": state.open_logs, "agent.lock": state.lock}[name]
     planted.symlink_to(target)
     with pytest.raises(UserFileError):
         open_it(folder, ME)
@@ -97,18 +97,6 @@ def test_links_and_fifos_are_refused(folder: int, tmp_path: Path, name: str) -> 
             open_it(folder, ME)
     finally:
         os.close(reader)
-
-
-def test_the_log_appends_and_starts_anew_when_large(folder: int, tmp_path: Path) -> None:
-    log = tmp_path / "a/state/agent.log"
-    log.write_bytes(b"before\n")
-    fd = state.open_log(folder, ME)
-    os.write(fd, b"after\n")
-    os.close(fd)
-    assert log.read_bytes() == b"before\nafter\n"
-    log.write_bytes(b"x" * ((1 << 20) + 1))
-    os.close(state.open_log(folder, ME))
-    assert log.stat().st_size == 0
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
@@ -124,7 +112,8 @@ class TestAsRootForAUser:
     def test_everything_belongs_to_the_user(self) -> None:
         with home_of() as home:
             fd = state.create(str(home / ".local/state"), USER)
-            os.close(state.open_log(fd, USER))
+            for log in state.open_logs(fd, USER):
+                os.close(log)
             os.close(fd)
             assert {path.stat().st_uid for path in home.rglob("*")} == {NOBODY}
 
@@ -143,5 +132,5 @@ class TestAsRootForAUser:
             fd = state.create(str(home / "state"), USER)
             os.link(secret, home / "state/agent.log")
             with pytest.raises(UserFileError, match="Permission denied"):
-                state.open_log(fd, USER)
+                state.open_logs(fd, USER)
             os.close(fd)
