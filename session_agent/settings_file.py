@@ -23,6 +23,9 @@ from session_agent.settings_checks import checks
 from session_agent.settings_types import Settings
 
 DEFAULT_FILE = "/etc/session-agent/config.yaml"
+# What PyYAML raises for what is not YAML. The last three: a value that does not fit its tag, such as
+# `!!bool x` and `!!timestamp x`.
+YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
 _SIZE_LIMIT = 256 * 1024  # bytes
 
 
@@ -118,7 +121,7 @@ def _yaml(data: bytes, path: str) -> tuple[Any, dict[str, int]]:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SettingsError(f"{where}{place}: not YAML: {error.problem}.", hint) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except YAML_ERRORS as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise SettingsError(f"{where}: not YAML: {reason}.", hint) from None
     return document, lines

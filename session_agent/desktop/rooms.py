@@ -32,6 +32,7 @@ from session_agent.errors import UserFileError
 from session_agent.fsutil import durable
 from session_agent.model import Branch, Mode, Room, printable
 from session_agent.mounts.names import below
+from session_agent.settings_file import YAML_ERRORS
 from session_agent.settings_types import RoomSettings
 
 WHAT = "sync rooms"
@@ -142,7 +143,8 @@ def render(
 ) -> tuple[bytes, Remembered]:
     """The file as it is to be, `current` itself if it says all of it already; and what to remember.
 
-    Raises ValueError if `current` is not YAML, or not built as the sync daemon expects.
+    Raises ValueError if `current` is not YAML, or not built as the sync daemon expects, and
+    RecursionError if it is nested too deeply to be written again.
     """
     document = _parse(current)
     sync = document.get("sync") or {}
@@ -156,20 +158,28 @@ def render(
     after |= {**merged.put, "vault": printable(terms.vault), "folders": listed}
     if after == sync:
         return current, merged.remembered
-    text = yaml.safe_dump(
-        {**document, "sync": after},
-        default_flow_style=None,
-        sort_keys=False,
-        allow_unicode=True,
-        width=1 << 20,
-    )
-    return (_HEADING + text).encode(), merged.remembered
+    return (_HEADING + _text({**document, "sync": after})).encode(), merged.remembered
+
+
+def _text(document: Any) -> str:
+    def dump(*, allow_unicode: bool) -> str:
+        return yaml.safe_dump(
+            document,
+            default_flow_style=None,
+            sort_keys=False,
+            allow_unicode=allow_unicode,
+            width=1 << 20,
+        )
+
+    text = dump(allow_unicode=True)
+    # PyYAML writes these as they are, and then reads them as the ends of lines.
+    return dump(allow_unicode=False) if re.search("[\x85\u2028\u2029\ufeff]", text) else text
 
 
 def _parse(data: bytes) -> dict[Any, Any]:
     try:
         document = yaml.safe_load(data.decode("utf-8-sig"))
-    except (yaml.YAMLError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise ValueError(str(error)) from error
     document = {} if document is None else document
     if not isinstance(document, dict) or not isinstance(document.get("sync") or {}, dict):
@@ -187,7 +197,7 @@ def apply(folders: Sequence[Room], terms: Terms, memory: Memory) -> Change:
             before = notes.about(path)
             try:
                 data, after = render(current or b"", folders, terms, before)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 aside = keep_aside(path, current or b"")
                 raise UserFileError(
                     f"{printable(path)} is not understood ({' '.join(str(error).split())}); it is "

@@ -159,6 +159,8 @@ def test_a_relative_xdg_path_is_ignored(file: Path) -> None:
         ("vault: !!python/object:os.system /a\n", "not YAML"),
         ("vault: 2024-99-99\n", "not YAML"),
         ("? {a: b}\n: 1\n", "not YAML"),
+        ("vault: !!bool x\n", "not YAML"),
+        ("vault: !!timestamp x\n", "not YAML"),
         ("a: 1\n---\nb: 2\n", "not YAML"),
         ("[" * 5000, "not YAML"),
     ],

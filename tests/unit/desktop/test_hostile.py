@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from session_agent.desktop import bookmarks, obsidian, rooms
 from session_agent.desktop.changes import Change
@@ -212,4 +213,6 @@ def test_two_agents_at_once(tmp_path: Path) -> None:
     assert (tmp_path / ".config/gtk-3.0/bookmarks").read_bytes() == (
         b"file:///vault Vault\nfile:///vault/a A\nfile:///vault/b B\n"
     )
+    listed = yaml.safe_load((tmp_path / ".config/session-agent/rooms.yaml").read_bytes())
+    assert [folder["path"] for folder in listed["sync"]["folders"]] == ["/vault/a", "/vault/b"]
     assert not list(tmp_path.rglob(".~*"))

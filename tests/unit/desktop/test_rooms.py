@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from session_agent.desktop import rooms
@@ -253,14 +253,16 @@ def test_user_and_server_follow_the_session_unless_the_user_changes_them(tmp_pat
 def test_a_server_that_is_no_text_is_the_users(value: str) -> None:
     current = f"sync: {{folders: [], server: {value}}}\n".encode()
     terms = replace(ANN, server="ws://a")
-    before, after = (
-        yaml.safe_load(data)["sync"]["server"] for data in (current, rendered(current, terms))
-    )
-    assert type(after) is type(before)
-    assert str(after) == str(before)
+    data, after = rooms.render(current, (), terms, Remembered({"server": "ws://a"}))
+    assert after.left == {"server"}
+    found, kept = (yaml.safe_load(text)["sync"]["server"] for text in (current, data))
+    assert type(kept) is type(found)
+    assert str(kept) == str(found)
 
 
 @given(st.lists(PATHS.map(lambda path: path.strip("/")), unique=True, max_size=8), st.text())
+@example([], "\x85")
+@example(["a\u2028b", "c\x85", "\ufeff"], "\u2029")
 def test_what_is_written_reads_back(paths: list[str], username: str) -> None:
     terms = Terms("", "/vault", username=username)
     found = rooms.rooms(below_vault(*paths), terms)
@@ -274,7 +276,52 @@ def test_what_is_written_reads_back(paths: list[str], username: str) -> None:
     assert rendered(data, terms, *paths) == data
 
 
-@pytest.mark.parametrize("broken", [b"{", b"- 1", b"sync: [1]", b"\xff", b"[" * 10_000, b"a: !x 1"])
+def test_what_a_killed_run_has_written_is_the_agents(tmp_path: Path) -> None:
+    """What is about to be written is noted before, for one killed after the file was written."""
+    file = tmp_path / "rooms.yaml"
+    terms = replace(ANN, file=str(file))
+    memory = Memory(str(tmp_path / "state"))
+    file.symlink_to("nowhere")  # reads as absent, and is not replaced
+    assert rooms.apply((), terms, memory).problem
+    with memory.locked() as notes:
+        assert notes.about(terms.file) == Remembered(pending={"user": "ann"})
+    file.unlink()
+    file.write_bytes(rendered(b"", terms))
+    rooms.apply((), replace(terms, username="bob"), memory)
+    assert b"user: bob" in file.read_bytes()
+
+
+def test_ten_thousand_rooms(tmp_path: Path) -> None:
+    terms = replace(ANN, file=str(tmp_path / "rooms.yaml"))
+    found = rooms.rooms(below_vault(*(f"team {n}/notes" for n in range(10_000))), terms)
+    memory = Memory(str(tmp_path / "state"))
+    assert [rooms.apply(found, terms, memory).changed for _ in range(2)] == [True, False]
+    assert (
+        Path(terms.file).read_bytes().count(b"readOnly")
+        == len({one.room for one in found})
+        == 10_000
+    )
+
+
+def test_a_file_that_unfolds_without_end_is_not_unfolded() -> None:
+    lines = [b"a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [b"%c: &%c [%s]" % (n + 1, n + 1, b", ".join([b"*%c" % n] * 9)) for n in b"abcdefghi"]
+    server = b"sync: {server: *j, user: *j, folders: *j}"
+    data = rendered(b"\n".join([*lines, server]), replace(ANN, server="ws://a"), "a")
+    assert len(data) < 2000
+    assert yaml.safe_load(data)["sync"]["folders"] == [
+        {"path": "/vault/a", "room": "folder-a", "readOnly": False}
+    ]
+
+
+BROKEN = [
+    *(b"{", b"- 1", b"sync: [1]", b"\xff", b"a: !x 1", b"a: !!bool x", b"a: !!timestamp x", b"a: !!int ''"),
+    *(b"[" * 10_000, b"sync: {[1]: 2}", b"a: 1\n---\nb: 2", b"\0", b"a: 2024-99-99"),
+    b"\n".join(b" " * n + b"a:" for n in range(400)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
 def test_a_broken_file_is_kept_reported_and_left_alone(tmp_path: Path, broken: bytes) -> None:
     file = tmp_path / "rooms.yaml"
     file.write_bytes(broken)
