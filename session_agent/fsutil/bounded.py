@@ -128,7 +128,7 @@ def start(
 
 
 def start_for_good(
-    function: Callable[[], object], user: SessionUser, *, keep: Collection[int]
+    function: Callable[[], object], user: SessionUser | None, *, keep: Collection[int]
 ) -> int:
     """A child that calls `function` as `user`, without a time limit and without an answer; its pid.
 
@@ -276,7 +276,7 @@ def _be_the_child(
 
 
 def _be_a_process(
-    function: Callable[[], object], user: SessionUser, keep: Collection[int]
+    function: Callable[[], object], user: SessionUser | None, keep: Collection[int]
 ) -> NoReturn:
     status = 1
     try:
@@ -284,7 +284,7 @@ def _be_a_process(
         _forget_signals()
         signal.alarm(0)
         _close_inherited(keep)
-        if os.geteuid() == 0:
+        if user is not None and os.geteuid() == 0:
             _become(user)
         function()
         status = 0

@@ -16,6 +16,7 @@ MNT_DETACH = 2
 
 SYNC_FILE_RANGE_WRITE = 2
 
+_PR_SET_PDEATHSIG = 1
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_EMPTY_PATH = 0x1000
@@ -54,6 +55,8 @@ _utimensat = _libc_fast.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _utimensat_slow = _libc.utimensat  # lets others run, as one of them may have to answer it
 _utimensat_slow.argtypes = _utimensat.argtypes
+_prctl = _libc.prctl
+_prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _umount2 = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _setfsuid = _libc_fast.setfsuid
@@ -149,6 +152,16 @@ def unmount(path: str, flags: int = 0) -> None:
     encoded = os.fsencode(path)
     if _umount2(encoded, flags):
         _raise(encoded)
+
+
+def die_with_parent(parent: int) -> bool:
+    """prctl(2), PR_SET_PDEATHSIG: get SIGKILL when the thread that forked this process ends.
+
+    False if `parent`, whose process it was, has ended already.
+    """
+    if _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0):
+        _raise()
+    return os.getppid() == parent
 
 
 def set_fs_identity(uid: int, gid: int, groups: tuple[int, ...]) -> None:

@@ -23,6 +23,7 @@ from session_agent.lifecycle.permissions import Permissions
 from session_agent.lifecycle.privileges import explain
 from session_agent.model import MountState, Session, SessionUser, printable
 from session_agent.moves import strategy
+from session_agent.moves.copiers import Copiers
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
@@ -41,6 +42,7 @@ def serve_vault(
     session: Session,
     folder: int,
     helper: Companion,
+    copiers: Copiers,
     ready: Callable[[], None],
 ) -> None:
     """Mount the vault and serve it until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
@@ -53,7 +55,7 @@ def serve_vault(
     journal, problems = journals.open_journal(folder, user)
     enforcement = _enforcement(loaded, session)
     limits = None if enforcement is None else Limits(enforcement.roots, enforcement.refused)
-    options = _options(loaded.settings, helper)
+    options = _options(loaded.settings, helper, copiers)
     overlay = Overlay(session, options, journal=journal, limits=limits)
     try:
         # With the user's rights: a branch behind a folder that is closed to them stays closed.
@@ -123,7 +125,7 @@ def _enforcement(loaded: Loaded, session: Session) -> Enforcement | None:
     return Enforcement(permissions, session, Audit(loaded.settings.policy.audit_file))
 
 
-def _options(settings: Settings, helper: Companion) -> OverlayOptions:
+def _options(settings: Settings, helper: Companion, copiers: Copiers) -> OverlayOptions:
     return OverlayOptions(
         announcer=helper.pid,
         foreign_events=settings.overlay.foreign_events,
@@ -133,7 +135,7 @@ def _options(settings: Settings, helper: Companion) -> OverlayOptions:
             inline_bytes=settings.moves.inline_bytes,
             inline_files=settings.moves.inline_files,
             grace_seconds=settings.moves.grace_seconds,
-            ways=strategy.Options(settings.moves.handle_rename, journals.mount_points),
+            ways=strategy.Options(settings.moves.handle_rename, journals.mount_points, copiers),
         ),
     )
 

@@ -12,6 +12,7 @@ from session_agent.lifecycle import state, vault
 from session_agent.lifecycle.session import Place
 from session_agent.model import SessionUser, printable
 from session_agent.mounts import mountinfo
+from session_agent.moves import copier_process
 from session_agent.moves.journal import Journal
 from session_agent.moves.record import End, decode, encode
 from session_agent.moves.recover import Finding, Found, OpenFolder, open_below, recover, redo
@@ -71,7 +72,8 @@ def recover_without_agent(loaded: Loaded, place: Place) -> tuple[list[Finding], 
         journal = Journal(folder, place.user)
     finally:
         os.close(folder)
-    options = Options(loaded.settings.moves.handle_rename, mount_points)
+    copiers = copier_process.start()
+    options = Options(loaded.settings.moves.handle_rename, mount_points, copiers)
     user = Caller(place.user.uid, place.user.gid, place.user.groups)
     tops = {"": session.root_branch}
     tops |= {encode(os.fsencode(one.name)): one.path for one in session.branches}
@@ -95,6 +97,7 @@ def recover_without_agent(loaded: Loaded, place: Place) -> tuple[list[Finding], 
                 findings[index] = _redone(journal, one, open_folder, user, options)
         return findings, journal.problems
     finally:
+        copiers.end()
         journal.close()
 
 

@@ -12,6 +12,7 @@ from session_agent.lifecycle import companion, logs, state, vault
 from session_agent.lifecycle import session as sessions
 from session_agent.lifecycle.session import Place
 from session_agent.model import Session, printable
+from session_agent.moves import copier_process
 from session_agent.settings import Loaded
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,15 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
         log.warning("programs with files open in it must open them again")
     session = _prepared(loaded, place)
     helper = companion.start(place, loaded.environment.cloud_mounts)
+    copying = copier_process.start()
     try:
         logs.to_kasm(loaded)
         # Only now, so that the companion is small: these are large libraries.
         from session_agent.lifecycle.event_loop import serve_vault  # noqa: PLC0415
 
-        serve_vault(loaded, place.user, session, folder, helper, ready)
+        serve_vault(loaded, place.user, session, folder, helper, copying, ready)
     finally:
+        copying.end()
         helper.end()
 
 

@@ -14,24 +14,27 @@ import contextlib
 import os
 import stat
 import threading
-import time
 from dataclasses import dataclass, field
-from errno import EBUSY, EINVAL, EIO, ELOOP, ENOENT, ENOSYS, ENOTDIR, ENOTSUP, EPERM
-from functools import partial
+from errno import EBUSY, EINVAL, EIO, ELOOP, ENOENT, ENOTDIR
 
-from session_agent.fsutil.at import FOLDER, LISTING, open_at, remove_tree, stat_at
+from session_agent.fsutil.at import LISTING, open_at, remove_tree, stat_at
 from session_agent.fsutil.syscalls import syncfs
 from session_agent.moves.attributes import copy_attributes, inherits_acls
+from session_agent.moves.copiers import CopiedEntries, Terms
 from session_agent.moves.data import SourceChangedError, clone, copy_data
 from session_agent.moves.names import plain_entries
+from session_agent.moves.plain import copy_plain
 from session_agent.moves.plan import Place, failed, identity
-from session_agent.moves.progress import Progress
+from session_agent.moves.progress import CancelledError, Progress
 from session_agent.moves.snapshot import NEVER, Copied, Snapshot
-from session_agent.moves.workers import Result, Workers, wait_for
+from session_agent.moves.special import copy_special, link
+from session_agent.moves.workers import Workers, batches
 
 _CHANGED = frozenset(
     {ENOENT, ENOTDIR, ELOOP}
 )  # of a file that went, or became another kind of file
+
+_SHARED_FOLDERS = 2  # for each process: fewer are not shared out, but what is in them
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Staging:
     inherited: bool  # whether files made in the target's folder get ACLs from it
     distrusted: bool  # whether a file's size counts only after it was closed: network file systems
     cloning: bool = True  # until the file systems have refused
+    alone: bool = False  # it is a part of a tree of which no other part is known here
     cloned: bool = False
     losses: set[str] = field(default_factory=set)
     links: dict[tuple[int, int], tuple[bytes, ...]] = field(default_factory=dict)
@@ -126,6 +130,8 @@ def _copy(
             return kept
         remove_tree(to_folder, to_name)
     if status.st_nlink > 1 and not staging.single:
+        if staging.alone:
+            raise _LeftError
         with staging.linking:
             return _copy_linked(staging, folder, name, to_folder, to_name, path, status)
     return _copy_anew(staging, folder, name, to_folder, to_name, status)
@@ -142,7 +148,7 @@ def _copy_linked(
 ) -> Copied:
     """A file with several links: the first one met is copied, the others are linked to that copy."""
     known = staging.links.get(identity(status))
-    if known is not None and _link(staging, known, to_folder, to_name):
+    if known is not None and link(staging, known, to_folder, to_name):
         staging.progress.add(files=1)
         return Copied(Snapshot.of(status), identity(stat_at(to_folder, to_name)))
     staging.links[identity(status)] = path
@@ -159,7 +165,7 @@ def _copy_anew(
 ) -> Copied:
     if stat.S_ISREG(status.st_mode):
         return _copy_file(staging, folder, name, to_folder, to_name)
-    return _copy_special(staging, folder, name, to_folder, to_name, status)
+    return copy_special(staging, folder, name, to_folder, to_name, status)
 
 
 def _kept(
@@ -186,58 +192,6 @@ def _kept(
     return Copied(Snapshot.of(status), identity(staged)) if complete else None
 
 
-def _copy_special(
-    staging: Staging,
-    folder: int,
-    name: bytes,
-    to_folder: int,
-    to_name: bytes,
-    status: os.stat_result,
-) -> Copied:
-    """A symbolic link, FIFO, socket or device. ENOTSUP where the target cannot hold it."""
-    link = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(status.st_mode) else b""
-    try:
-        if stat.S_ISLNK(status.st_mode):
-            os.symlink(link, to_name, dir_fd=to_folder)
-        else:
-            os.mknod(to_name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev, dir_fd=to_folder)
-    except OSError as error:
-        if error.errno in (EIO, ENOSYS, EPERM):  # what rclone and others say for "not here"
-            raise failed(ENOTSUP, os.fsdecode(name)) from error
-        raise
-    source_fd = open_at(folder, name, os.O_PATH)
-    try:
-        copy_fd = open_at(to_folder, to_name, os.O_PATH)
-        try:
-            if stat.S_IFMT(os.fstat(copy_fd).st_mode) != stat.S_IFMT(status.st_mode):
-                raise failed(ENOTSUP, os.fsdecode(name))  # rclone makes an empty file of a FIFO
-            made = copy_attributes(staging.losses, source_fd, copy_fd, status)
-            copy = identity(made)
-        finally:
-            os.close(copy_fd)
-    finally:
-        os.close(source_fd)
-    staging.progress.add(files=1)
-    return Copied(Snapshot.of(status), copy)
-
-
-def _link(staging: Staging, known: tuple[bytes, ...], to_folder: int, to_name: bytes) -> bool:
-    """Link `to_name` to the copy made before; False where the target knows no links."""
-    folder = open_at(staging.target.folder, staging.stage, FOLDER)
-    try:
-        for step in known[:-1]:
-            below = open_at(folder, step, FOLDER)
-            os.close(folder)
-            folder = below
-        os.link(known[-1], to_name, src_dir_fd=folder, dst_dir_fd=to_folder, follow_symlinks=False)
-    except OSError:
-        staging.losses.add("hard link")
-        return False
-    finally:
-        os.close(folder)
-    return True
-
-
 def _copy_folder(
     staging: Staging,
     folder: int,
@@ -259,7 +213,9 @@ def _copy_folder(
             if previous is not None or staging.trusted:
                 for gone in {os.fsencode(one) for one in os.listdir(copy_fd)}.difference(names):
                     remove_tree(copy_fd, gone)
-            _copy_entries(staging, below, copy_fd, names, path, previous, copied)
+            known = {} if previous is None else previous.entries
+            anew = previous is None and not staging.trusted and not staging.inherited
+            _Entries(staging, below, copy_fd, path, known, anew, copied.entries).copy(names)
             copy_attributes(staging.losses, below, copy_fd, status)
         finally:
             os.close(copy_fd)
@@ -269,42 +225,116 @@ def _copy_folder(
     return copied
 
 
-def _copy_entries(
-    staging: Staging,
-    below: int,
-    copy_fd: int,
-    names: dict[bytes, bool],
-    path: tuple[bytes, ...],
-    previous: Copied | None,
-    copied: Copied,
-) -> None:
-    """The entries of a folder; folders among them by other threads, where there are some to spare."""
-    known = {} if previous is None else previous.entries
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """The entries of one folder, being copied to another one.
 
-    def entry(name: bytes) -> Copied:
+    `known` is what was copied of them before. `anew`: nothing was, and copies inherit nothing.
+    """
+
+    staging: Staging
+    below: int
+    copy_fd: int
+    path: tuple[bytes, ...]
+    known: dict[bytes, Copied]
+    anew: bool
+    copied: dict[bytes, Copied]
+
+    def copy(self, names: dict[bytes, int]) -> None:
+        """All of them; parts of them by others, where there are some to spare."""
+        workers = self.staging.workers
+        shared: list[list[bytes]] = []
+        if self.anew and workers.processes:
+            folders = [name for name, kind in names.items() if kind == stat.S_IFDIR]
+            shared += batches([name for name, kind in names.items() if kind == stat.S_IFREG])
+            if len(folders) >= _SHARED_FOLDERS * workers.processes:
+                shared += [[name] for name in folders]
+        done = {name for some in shared for name in some}
+        with workers.together() as calls:
+            for some in shared:
+                calls.add(self._share, some)
+            for name, kind in names.items():
+                if name in done:
+                    continue
+                if kind == stat.S_IFDIR:
+                    calls.add(self.one, name, kind)
+                else:
+                    self.one(name, kind)
+
+    def _share(self, names: list[bytes]) -> None:
+        """Have a copier do it; what that leaves is done here."""
+        staging = self.staging
+        terms = Terms(staging.device, staging.forbidden, staging.cloning, staging.distrusted)
+        answer = staging.workers.copy(self.below, self.copy_fd, names, terms, staging.progress)
+        if answer is not None:
+            staging.cloning = staging.cloning and answer.cloning
+            staging.cloned = staging.cloned or answer.cloned
+            staging.losses.update(answer.losses)
+        entries = [None] * len(names) if answer is None else answer.entries
+        for name, made in zip(names, entries, strict=True):
+            if made is not None:
+                self.copied[name] = made
+            else:
+                remove_tree(self.copy_fd, name)  # should a copier have been killed
+                self.one(name, 0)
+
+    def one(self, name: bytes, kind: int) -> None:
+        """One of them, of that kind as plain_entries has it."""
+        staging = self.staging
+        if self.anew and kind == stat.S_IFREG:
+            plain = copy_plain(staging, self.below, name, self.copy_fd)
+            if plain is not None:
+                self.copied[name] = plain
+                staging.progress.add(plain.source.size, 1)
+                return
+        path, known = (*self.path, name), self.known.get(name)
         try:
-            return _copy(staging, below, name, copy_fd, name, (*path, name), known.get(name))
+            made = _copy(staging, self.below, name, self.copy_fd, name, path, known)
         except (SourceChangedError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _CHANGED:
                 raise
             # The rest need not be copied again for it: it is what has changed next time.
-            remove_tree(copy_fd, name)
-            return Copied(NEVER, (0, 0))
+            remove_tree(self.copy_fd, name)
+            made = Copied(NEVER, (0, 0))
+        self.copied[name] = made
 
-    results: dict[bytes, Result[Copied]] = {}
-    files, started = 0, time.monotonic()
-    try:
-        for name, is_folder in names.items():
-            if is_folder:
-                results[name] = staging.workers.run(partial(entry, name))
-            else:
-                copied.entries[name] = entry(name)
-                files += 1
-        if not results:
-            staging.workers.took(files, time.monotonic() - started)
-    finally:
-        wait_for(results.values())  # before the descriptors that they use are closed
-    copied.entries.update((name, result.get()) for name, result in results.items())
+
+class _LeftError(Exception):
+    """A part of a tree cannot be copied by somebody who does not know the other parts."""
+
+
+def copy_alone(
+    below: int, copy_fd: int, names: list[bytes], terms: Terms, progress: Progress
+) -> CopiedEntries:
+    """For a copier: copy these entries of a folder, each as a whole or not at all.
+
+    What is not copied, for whatever reason, is left to whoever asked; so are files of several links.
+    """
+    staging = Staging(
+        Place(copy_fd, b"", ""),
+        b"",
+        terms.device,
+        terms.forbidden,
+        single=False,
+        progress=progress,
+        trusted=False,
+        workers=Workers(),
+        inherited=False,
+        distrusted=terms.distrusted,
+        cloning=terms.cloning,
+        alone=True,
+    )
+    copied: dict[bytes, Copied] = {}
+    entries = _Entries(staging, below, copy_fd, (), {}, anew=True, copied=copied)
+    with contextlib.suppress(CancelledError):
+        for name in names:
+            try:
+                entries.one(name, stat.S_IFREG)
+            except (_LeftError, OSError):
+                with contextlib.suppress(OSError):
+                    remove_tree(copy_fd, name)
+    made = [copied.get(name) for name in names]
+    return CopiedEntries(made, sorted(staging.losses), staging.cloned, staging.cloning)
 
 
 def _staged_folder(

@@ -22,12 +22,13 @@ from session_agent.moves import exchange, strategy
 from session_agent.moves.failpoint import reach
 from session_agent.moves.journal import Journal
 from session_agent.moves.names import grave_name, new_id, stage_name
-from session_agent.moves.plan import Plan, Request, check_room, measure, preflight
+from session_agent.moves.plan import Plan, Request, check_room, preflight
 from session_agent.moves.progress import CancelledError, Progress
 from session_agent.moves.record import End, Identity, Record, State, boot_id
 from session_agent.moves.retire import rename_new, retire
 from session_agent.moves.snapshot import Copied
 from session_agent.moves.staging import Stage
+from session_agent.moves.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Job:
 
     `ends` name source and target for the journal; without one nothing is recorded. `record` is what is known
     of the move, and is replaced at each step. A move that goes on after a restart is given its `record`.
+    `close` ends what it has started.
     """
 
     def __init__(
@@ -83,9 +85,10 @@ class Job:
         self._ended = False
         self._id = new_id() if record is None else record.id
         source, target = request.source, request.target
-        self._stages = [Stage(source, target, stage_name(self._id))]
+        self._workers = Workers(options.copiers)
+        self._stages = [Stage(source, target, stage_name(self._id), self._workers)]
         if request.flags & RENAME_EXCHANGE:
-            self._stages.append(Stage(target, source, stage_name(self._id, 1)))
+            self._stages.append(Stage(target, source, stage_name(self._id, 1), self._workers))
 
     # The steps, in their order
 
@@ -131,9 +134,8 @@ class Job:
         trusted = self._resumed and self.record.boot == boot_id() != ""
         self._write(state=State.STAGING, boot=boot_id())
         for stage in self._stages:
-            size = measure(stage.source)
+            size = self._workers.measure(stage.source)
             check_room(stage.target, size.disk_bytes)
-            stage.files = size.files
             self._note(
                 total_bytes=self.record.total_bytes + size.bytes,
                 total_files=self.record.total_files + size.files,
@@ -239,6 +241,10 @@ class Job:
         """The ends lie elsewhere by now, because a folder above them was renamed."""
         self._write(source=source, target=target)
 
+    def close(self) -> None:
+        """The move has ended, or is left to the next start: no step may be under way."""
+        self._workers.close()
+
     def run(self, on_commit: OnCommit) -> Outcome:
         """All steps at once. OSError as rename(2) gives it, with both sides as they were."""
         if self.preflight().nothing_to_do:
@@ -296,8 +302,8 @@ class Job:
                 old,
                 stage.copied_now,
                 grave_name(self._id, number),
+                self._workers,
                 renamed=len(olds) > 1,
-                files=stage.files,
             )
             for number, (old, stage) in enumerate(zip(olds, self._stages, strict=True))
         ]
@@ -324,4 +330,8 @@ def move(
     options: strategy.Options = strategy.Options(),  # noqa: B008 - frozen
 ) -> Outcome:
     """Carry out a rename between any two mounts, unrecorded. OSError as rename(2) gives it."""
-    return Job(request, options).run(on_commit)
+    job = Job(request, options)
+    try:
+        return job.run(on_commit)
+    finally:
+        job.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 
 RESERVED_PREFIX = b".~session-agent-"
 """Before its commit a move's source is whole, afterwards its target is: neither has such a name."""
@@ -29,8 +30,14 @@ def plain_names(folder: int) -> list[bytes]:
     return list(plain_entries(folder))
 
 
-def plain_entries(folder: int) -> dict[bytes, bool]:
-    """The same, each with whether it is a folder."""
+def plain_entries(folder: int) -> dict[bytes, int]:
+    """The same, each with S_IFDIR for a folder, S_IFREG for a regular file, 0 for anything else."""
     with os.scandir(folder) as entries:
-        found = {os.fsencode(entry.name): entry.is_dir(follow_symlinks=False) for entry in entries}
+        found = {os.fsencode(entry.name): _kind(entry) for entry in entries}
     return {name: one for name, one in found.items() if not name.startswith(RESERVED_PREFIX)}
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return stat.S_IFDIR if entry.is_dir(follow_symlinks=False) else 0

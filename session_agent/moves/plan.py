@@ -7,6 +7,7 @@ asked, under the caller's rights.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -161,32 +162,35 @@ def measure(place: Place, bytes_limit: int = 1 << 62, files_limit: int = 1 << 62
     size = Size()
     links: set[tuple[int, int]] = set()
 
-    def look(folder: int, name: bytes) -> bool:
-        """Whether to go on."""
-        try:
-            status = stat_at(folder, name)
-            size.files += 1
-            if stat.S_ISREG(status.st_mode):
-                if status.st_nlink > 1 and identity(status) in links:
-                    return True
-                if status.st_nlink > 1:
-                    links.add(identity(status))
-                size.bytes += status.st_size
-                size.disk_bytes += status.st_blocks * 512
-            size.exceeded = size.bytes > bytes_limit or size.files > files_limit
-            if size.exceeded or not stat.S_ISDIR(status.st_mode):
-                return not size.exceeded
-            below = open_at(folder, name, LISTING)
-        except FileNotFoundError:
-            return True  # it has just gone
+    def count(status: os.stat_result) -> None:
+        size.files += 1
+        if stat.S_ISREG(status.st_mode):
+            if status.st_nlink > 1:
+                if identity(status) in links:
+                    return
+                links.add(identity(status))
+            size.bytes += status.st_size
+            size.disk_bytes += status.st_blocks * 512
+        size.exceeded = size.bytes > bytes_limit or size.files > files_limit
+
+    def look_below(folder: int, name: bytes) -> None:
+        below = open_at(folder, name, LISTING)
         try:
             with os.scandir(below) as entries:
                 for entry in entries:
-                    if not look(below, os.fsencode(entry.name)):
-                        return False
+                    with contextlib.suppress(FileNotFoundError):  # it has just gone
+                        status = entry.stat(follow_symlinks=False)
+                        count(status)
+                        if stat.S_ISDIR(status.st_mode) and not size.exceeded:
+                            look_below(below, os.fsencode(entry.name))
+                    if size.exceeded:
+                        return
         finally:
             os.close(below)
-        return True
 
-    look(place.folder, place.name)
+    with contextlib.suppress(FileNotFoundError):
+        status = stat_at(place.folder, place.name)
+        count(status)
+        if stat.S_ISDIR(status.st_mode) and not size.exceeded:
+            look_below(place.folder, place.name)
     return size

@@ -87,7 +87,11 @@ def recover(
 
 
 def redo(
-    journal: Journal, record: Record, open_folder: OpenFolder, caller: Caller, options: Options
+    journal: Journal,
+    record: Record,
+    open_folder: OpenFolder,
+    caller: Caller,
+    options: Options,
 ) -> Outcome:
     """Do an accepted move that is to be done again, from here to its end. OSError as rename(2) gives it.
 
@@ -98,16 +102,23 @@ def redo(
         request = Request(source, target, record.flags, caller)
         job = Job(request, options, journal=journal, record=record)
         try:
-            plan = job.preflight()
-            done = "none" if plan.nothing_to_do else job.rename()
-            if done is not None:
-                job.end(State.DONE)
-                return Outcome(done)
-            job.copy()
-        except OSError as error:
-            job.abandon(State.FAILED, error.errno or 0)
-            raise
-        return job.finish(lambda _: None)
+            return _redo(job)
+        finally:
+            job.close()
+
+
+def _redo(job: Job) -> Outcome:
+    try:
+        plan = job.preflight()
+        done = "none" if plan.nothing_to_do else job.rename()
+        if done is not None:
+            job.end(State.DONE)
+            return Outcome(done)
+        job.copy()
+    except OSError as error:
+        job.abandon(State.FAILED, error.errno or 0)
+        raise
+    return job.finish(lambda _: None)
 
 
 def open_below(top: int, steps: list[bytes]) -> int:
@@ -184,6 +195,7 @@ class _Recovery:
         self._record = record
         self._source = source
         self._target = target
+        self._workers = Workers()
 
     def run(self) -> Found:
         """What is to be done, done."""
@@ -251,7 +263,7 @@ class _Recovery:
         copied = _match(old.folder, old.name, new.folder, new.name)
         if copied is None:
             return False
-        return retire(old, copied, grave_name(self._record.id, number), renamed=True)
+        return retire(old, copied, grave_name(self._record.id, number), self._workers, renamed=True)
 
     def _retire_grave(self, old: Place, new: Place, number: int) -> bool:
         """Go on removing a tree; what the new name does not hold comes back."""
@@ -259,12 +271,9 @@ class _Recovery:
         if _status(old, grave) is None:
             return True
         copied = _match(old.folder, grave, new.folder, new.name, partly=True)
-        if copied is not None:
-            with Workers(0) as workers:
-                gone = remove_unchanged(old.folder, grave, copied, workers)
-            if gone:
-                fsync_folder(old.folder)
-                return True
+        if copied is not None and remove_unchanged(old.folder, grave, copied, self._workers):
+            fsync_folder(old.folder)
+            return True
         bring_back(old, grave)
         return False
 

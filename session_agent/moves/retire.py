@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import time
+from collections.abc import Iterable
 from errno import EEXIST, EINVAL
-from functools import partial
+from typing import TYPE_CHECKING
 
 from session_agent.fsutil.at import (
     LISTING,
@@ -26,31 +26,32 @@ from session_agent.model import printable
 from session_agent.moves.data import SourceChangedError
 from session_agent.moves.names import RESERVED_PREFIX
 from session_agent.moves.plan import Place
-from session_agent.moves.snapshot import Copied, verify
-from session_agent.moves.workers import Result, Workers, wait_for
+from session_agent.moves.snapshot import Copied
+from session_agent.moves.verify import verify
+
+if TYPE_CHECKING:
+    from session_agent.moves.workers import Workers
 
 log = logging.getLogger(__name__)
 
 
 def retire(
-    source: Place, copied: Copied, grave: bytes, renamed: bool = False, files: int = 0
+    source: Place, copied: Copied, grave: bytes, workers: Workers | None, renamed: bool = False
 ) -> bool:
     """Remove the source durably; False if it, or something in it, had to be kept.
 
-    `renamed`: it has been given the name that `source` says since it was copied. `files`: how many there are.
+    `renamed`: it has been given the name that `source` says since it was copied.
 
     A folder is renamed to the reserved name `grave` first, so that it is gone at once. What has to be kept
     of it comes back under the old name, or beside it if that is taken by now.
     """
     try:
-        verify(source.folder, source.name, copied, renamed)
+        verify(source.folder, source.name, copied, workers, renamed)
     except SourceChangedError:
         return False
     if copied.source.format == stat.S_IFDIR:
         os.rename(source.name, grave, src_dir_fd=source.folder, dst_dir_fd=source.folder)
-        with Workers(files) as workers:
-            gone = remove_unchanged(source.folder, grave, copied, workers)
-        if not gone:
+        if not remove_unchanged(source.folder, grave, copied, workers):
             bring_back(source, grave)
             return False
     else:
@@ -59,7 +60,9 @@ def retire(
     return True
 
 
-def remove_unchanged(folder: int, name: bytes, copied: Copied, workers: Workers) -> bool:
+def remove_unchanged(
+    folder: int, name: bytes, copied: Copied, workers: Workers | None = None
+) -> bool:
     """Remove `name` as far as it is what was copied; whether it is gone.
 
     Whatever stands in the way is a reason to keep it, and never to leave it under a reserved name: a file
@@ -79,7 +82,13 @@ def remove_unchanged(folder: int, name: bytes, copied: Copied, workers: Workers)
     return True
 
 
-def _remove_folder(folder: int, name: bytes, copied: Copied, workers: Workers) -> bool:
+def remove_all_unchanged(folder: int, entries: Iterable[tuple[bytes, Copied]]) -> bool:
+    """Remove these entries of a folder as far as they are what was copied; whether all are gone."""
+    gone = [remove_unchanged(folder, name, copied) for name, copied in entries]
+    return all(gone)
+
+
+def _remove_folder(folder: int, name: bytes, copied: Copied, workers: Workers | None) -> bool:
     below = open_at(folder, name, LISTING)
     try:
         mode = stat.S_IMODE(os.fstat(below).st_mode)
@@ -97,30 +106,21 @@ def _remove_folder(folder: int, name: bytes, copied: Copied, workers: Workers) -
     return empty
 
 
-def _remove_entries(below: int, copied: Copied, workers: Workers) -> bool:
+def _remove_entries(below: int, copied: Copied, workers: Workers | None) -> bool:
     with os.scandir(below) as listing:
         names = [os.fsencode(entry.name) for entry in listing]
-    results: list[Result[bool]] = []
+    known = []
     empty = True
-    files, started = 0, time.monotonic()
-    try:
-        for name in names:
-            entry = copied.entries.get(name)
-            if name.startswith(RESERVED_PREFIX):  # left by a move that was killed
-                remove_tree(below, name)
-            elif entry is None:
-                empty = False
-            elif entry.source.format == stat.S_IFDIR:
-                results.append(workers.run(partial(remove_unchanged, below, name, entry, workers)))
-            else:
-                empty = remove_unchanged(below, name, entry, workers) and empty
-                files += 1
-        if not results:
-            workers.took(files, time.monotonic() - started)
-    finally:
-        wait_for(results)  # before the descriptor that they use is closed
-    gone = [result.get() for result in results]
-    return empty and all(gone)
+    for name in names:
+        entry = copied.entries.get(name)
+        if name.startswith(RESERVED_PREFIX):  # left by a move that was killed
+            remove_tree(below, name)
+        elif entry is None:
+            empty = False
+        else:
+            known.append((name, entry))
+    remove = remove_all_unchanged if workers is None else workers.remove
+    return remove(below, known) and empty
 
 
 def bring_back(source: Place, grave: bytes) -> None:

@@ -1,19 +1,15 @@
-"""What a source was when it was copied, and whether it still is."""
+"""What a source was when it was copied, and by what a change of it is noticed."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from session_agent.fsutil.at import LISTING, open_at, stat_at
-from session_agent.moves.data import SourceChangedError
-from session_agent.moves.names import plain_names
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """By what a change of a source file is noticed."""
 
     identity: tuple[int, int]
@@ -27,15 +23,14 @@ class Snapshot:
     @classmethod
     def of(cls, status: os.stat_result) -> Snapshot:
         """The snapshot of a file with that status."""
-        folder = stat.S_ISDIR(status.st_mode)
         return cls(
             (status.st_dev, status.st_ino),
             status.st_mode,
             (status.st_uid, status.st_gid),
-            0 if folder else status.st_size,
+            _size(status),
             status.st_mtime_ns,
             status.st_ctime_ns,
-            1 if folder else status.st_nlink,
+            _links(status),
         )
 
     @property
@@ -51,34 +46,52 @@ class Snapshot:
         A rename changes the ctime; so does, with several links, removing another name. Below a renamed folder
         the number may be another one: rclone makes it from the path.
         """
-        now = Snapshot.of(status)
         return (
             self.still_holds_but_for_times(status, below_renamed)
-            and now.mtime_ns == self.mtime_ns
-            and (renamed or self.links > 1 or now.links > 1 or now.ctime_ns == self.ctime_ns)
+            and status.st_mtime_ns == self.mtime_ns
+            and (
+                renamed
+                or self.links > 1
+                or _links(status) > 1
+                or status.st_ctime_ns == self.ctime_ns
+            )
         )
 
     def still_holds_but_for_times(
         self, status: os.stat_result, below_renamed: bool = False
     ) -> bool:
         """Whether a file with that status has the same number, mode, owner and size."""
-        now = Snapshot.of(status)
-        return (below_renamed or now.identity == self.identity) and (
-            (now.mode, now.owner, now.size) == (self.mode, self.owner, self.size)
+        return (
+            (below_renamed or (status.st_dev, status.st_ino) == self.identity)
+            and status.st_mode == self.mode
+            and (status.st_uid, status.st_gid) == self.owner
+            and _size(status) == self.size
         )
+
+
+def _size(status: os.stat_result) -> int:
+    return 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+
+
+def _links(status: os.stat_result) -> int:
+    return 1 if stat.S_ISDIR(status.st_mode) else status.st_nlink
 
 
 NEVER = Snapshot((0, 0), 0, (0, 0), -1, -1, -1, 1)
 """What no file ever is."""
 
 
-@dataclass(slots=True)
-class Copied:
+class Copied(msgspec.Struct, array_like=True):
     """A source file as it was copied, where its copy is, and the same of a folder's entries."""
 
     source: Snapshot
     copy: tuple[int, int]
-    entries: dict[bytes, Copied] = field(default_factory=dict)
+    entries: dict[bytes, Copied] = msgspec.field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many there are, this one and all below it."""
+        return 1 + sum(one.count for one in self.entries.values())
 
     def everything(self) -> Iterator[Copied]:
         """This one and all below it."""
@@ -87,31 +100,3 @@ class Copied:
             one = stack.pop()
             yield one
             stack.extend(one.entries.values())
-
-
-def verify(folder: int, name: bytes, copied: Copied, renamed: bool = False) -> None:
-    """SourceChangedError unless the source and all below it is what it was when it was copied.
-
-    `renamed`: it lies under another name by now.
-    """
-    try:
-        status = stat_at(folder, name)
-        unchanged = copied.source.still_holds(status, renamed)
-        if copied.source.format != stat.S_IFDIR or not stat.S_ISDIR(status.st_mode):
-            if not unchanged:
-                raise SourceChangedError
-            return
-        below = open_at(folder, name, LISTING)
-    except FileNotFoundError:
-        raise SourceChangedError from None
-    try:
-        # rclone's folders change their times by themselves.
-        if not unchanged and not (
-            copied.source.still_holds_but_for_times(status)
-            and set(plain_names(below)) == set(copied.entries)
-        ):
-            raise SourceChangedError
-        for entry_name, entry in copied.entries.items():
-            verify(below, entry_name, entry)
-    finally:
-        os.close(below)

@@ -11,7 +11,8 @@ from session_agent.moves import copy
 from session_agent.moves.data import SourceChangedError
 from session_agent.moves.plan import Place, failed
 from session_agent.moves.progress import Progress
-from session_agent.moves.snapshot import Copied, verify
+from session_agent.moves.snapshot import Copied
+from session_agent.moves.verify import verify
 from session_agent.moves.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ class Stage:
     source: Place
     target: Place
     name: bytes
+    workers: Workers
     copied: Copied | None = None
     cloned: bool = False
     losses: set[str] = field(default_factory=set)
-    files: int = 0  # how many there are, if known
 
     def build(self, progress: Progress, *, trusted: bool = False) -> None:
         """Copy, durably. What is there is brought up to date if it is `trusted`, or was built by this object.
@@ -38,16 +39,15 @@ class Stage:
         """
         if self.copied is None and not trusted:
             self.discard()
-        with Workers(self.files) as workers:
-            self.copied, staging = copy.stage(
-                self.source,
-                self.target,
-                self.name,
-                progress,
-                workers=workers,
-                previous=self.copied,
-                trusted=trusted,
-            )
+        self.copied, staging = copy.stage(
+            self.source,
+            self.target,
+            self.name,
+            progress,
+            workers=self.workers,
+            previous=self.copied,
+            trusted=trusted,
+        )
         self.cloned = self.cloned or staging.cloned
         self.losses |= staging.losses
 
@@ -72,7 +72,7 @@ class Stage:
         if self.copied is None:
             return False
         try:
-            verify(self.source.folder, self.source.name, self.copied)
+            verify(self.source.folder, self.source.name, self.copied, self.workers)
         except SourceChangedError:
             return False
         return True

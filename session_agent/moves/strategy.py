@@ -16,6 +16,7 @@ from errno import EXDEV
 from session_agent.fsutil.at import FOLDER, open_at, open_listing, rename_at
 from session_agent.fsutil.credentials import AGENT, acting_as, assume
 from session_agent.fsutil.syscalls import reopen_on
+from session_agent.moves.copiers import Copiers
 from session_agent.moves.plan import Request, identity
 
 RENAME = "rename"
@@ -41,10 +42,11 @@ def _no_mounts() -> Sequence[MountPoint]:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How moves may be done. `mounts` tells the mounts there are now."""
+    """How moves may be done. `mounts` tells the mounts there are now; `copiers` work on large trees."""
 
     handle_rename: bool = True
     mounts: Callable[[], Sequence[MountPoint]] = field(default=_no_mounts)
+    copiers: Copiers | None = None
 
 
 def rename(request: Request, options: Options) -> str | None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 2  # moves that copy at the same time; more would only share the disk
-_ROUNDS = 3  # of catching up before the node is frozen for the last one
+_ROUNDS = 3  # of catching up before it is done while the node is frozen
 _LOOK_SECONDS = 1.0  # between two looks at memory and disk, while there are moves
 _MOMENT = 1.0  # seconds that something waits for a source that is being removed
 _PATIENCE = 20.0  # seconds that a rename waits for a move that it touches
@@ -270,14 +270,18 @@ class Background:
                 else:
                     await self._tidy(moving)
             finally:
+                moving.job.close()
                 for place in (moving.job.request.source, moving.job.request.target):
                     os.close(place.folder)
             self.on_end(moving.record)
 
     async def _carry_out(self, moving: Moving) -> None:
         try:
-            await self._stage(moving)
-            await self._change_over(moving)
+            await _in_thread(moving.job.stage_once)
+            rounds = _ROUNDS
+            while not await self._change_over(moving, last=rounds == 0):
+                rounds -= 1
+                await _in_thread(moving.job.refresh)
         except CancelledError:
             await self._give_up(moving, State.CANCELLED, 0)
         except OSError as failure:
@@ -292,15 +296,11 @@ class Background:
             await _in_thread(moving.job.retire)
             self._end(moving)
 
-    async def _stage(self, moving: Moving) -> None:
-        await _in_thread(moving.job.stage_once)
-        for _ in range(_ROUNDS):
-            if await _in_thread(moving.job.is_true):
-                return
-            await _in_thread(moving.job.refresh)
+    async def _change_over(self, moving: Moving, *, last: bool) -> bool:
+        """The commit and the change of nodes and handles, while the node is frozen.
 
-    async def _change_over(self, moving: Moving) -> None:
-        """The last writes, the commit and the change of nodes and handles, while the node is frozen."""
+        False if there were writes meanwhile that are to be copied first; the `last` time, that is done here.
+        """
         vault, job = self._vault, moving.job
         ends = [moving.source]
         with frozen(vault, ends) as settled:
@@ -312,7 +312,11 @@ class Background:
             job.progress.check()
             moving.committing = True
             try:
-                await _in_thread(job.catch_up)
+                if last:
+                    await _in_thread(job.catch_up)
+                elif not await _in_thread(job.is_true):
+                    moving.committing = False
+                    return False
                 await _in_thread(job.commit)
             except BaseException:
                 moving.committing = False
@@ -320,6 +324,7 @@ class Background:
             await _in_thread(job.change_over, over.on_commit)
             if not over.followed:
                 over.follow(job.copied)
+        return True
 
     async def _give_up(self, moving: Moving, state: State, number: int) -> None:
         if self._stopping and state is State.CANCELLED:

@@ -149,6 +149,8 @@ async def _copy(vault: Vault, job: Job, over: ChangeOver) -> str:
         except OSError:
             vault.background.look_for_leftover(job.record)
             raise
+        finally:
+            job.close()
 
 
 async def resume(vault: Vault, record: Record, user: Caller) -> Moving | None:

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from session_agent import model
-from session_agent.moves import failpoint, strategy
+from session_agent.moves import copier_process, failpoint, strategy, workers
 from session_agent.moves.journal import Journal
 from session_agent.overlay import recovering
 from session_agent.overlay.accepted import MoveOptions
@@ -32,7 +32,8 @@ def main() -> None:
     options = json.loads(text)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     session = model.Session(USER, path, root, state, tuple(map(_mount, branches)))
-    ways = strategy.Options(handle_rename=options["in_one_step"])
+    workers.MANY_FILES = 10  # so that small trees are worked on by copier processes as well
+    ways = strategy.Options(options["in_one_step"], copiers=copier_process.start())
     moves = MoveOptions(ways=ways, grace_seconds=1.0)
     journal = None
     if options["inline_bytes"] is not None:

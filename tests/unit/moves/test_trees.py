@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from session_agent.moves import workers
 from session_agent.moves.names import RESERVED_PREFIX
 from tests.support.disks import image, picture
 from tests.support.moving import Disks, move
@@ -138,42 +137,3 @@ def test_between_real_disks(tmp_path: Path, first: str, second: str) -> None:
         assert (outcome.strategy, outcome.losses, outcome.kept) == ("copy", (), False)
         assert picture(target / "tree") == before
         assert not (source / "tree").exists()
-
-
-def test_several_threads_copy_and_remove(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a disk that takes its time with every file: folders by other threads, links kept."""
-    monkeypatch.setattr(workers, "_WORTH", 0.0)
-    monkeypatch.setattr(workers, "MANY_FILES", 10)
-    monkeypatch.setattr(workers, "_MOST", 4)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    top = disks.source / "tree"
-    for number in range(12):
-        (top / f"{number}/below").mkdir(parents=True)
-        for note in range(8):
-            (top / f"{number}/note{note}").write_bytes(b"%d %d" % (number, note))
-        os.link(top / "0/note0", top / f"{number}/below/link")
-    before = picture(top)
-    assert not move(top, disks.target / "tree").kept
-    after = picture(disks.target / "tree")
-    assert after == before
-    assert os.stat(disks.target / "tree/0/note0").st_nlink == 13
-    assert os.listdir(disks.source) == []
-    assert disks.reserved == []
-
-
-@pytest.mark.needs_root
-def test_an_error_in_one_of_several_threads(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_WORTH", 0.0)
-    monkeypatch.setattr(workers, "MANY_FILES", 10)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    top = disks.source / "tree"
-    for number in range(12):
-        (top / f"{number}").mkdir(parents=True)
-        for note in range(8):
-            (top / f"{number}/note{note}").write_bytes(b"")
-    with tmpfs(top / "7"):
-        with pytest.raises(OSError, match="busy"):
-            move(top, disks.target / "tree")
-        assert len(os.listdir(top)) == 12
-        assert os.listdir(disks.target) == []
-    assert disks.reserved == []
