@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from session_agent.settings_types import RoomSettings, Settings
+from session_agent.settings_types import ObsidianSettings, RoomSettings, Settings
 
 
 def is_folder(value: Any) -> bool:
@@ -106,6 +106,33 @@ def _room_checks(rooms: RoomSettings) -> list[Check]:
     ]
 
 
+_JSON_FILE = re.compile(r"(?!([^\0]*/)?\.{1,2}/)([^/\0]+/)*[^/\0]+\.json")
+_POINTER = re.compile(r"(/([^/~]|~[01])*)+")  # RFC 6901
+
+
+def _is_obsidian_paths(value: Any) -> bool:
+    return all(
+        _JSON_FILE.fullmatch(entry.file) and _POINTER.fullmatch(entry.pointer) for entry in value
+    )
+
+
+def _obsidian_checks(obsidian: ObsidianSettings) -> list[Check]:
+    return [
+        (
+            "obsidian.template",
+            obsidian.template,
+            is_folder,
+            FOLDER.format("/etc/session-agent/obsidian"),
+        ),
+        (
+            "obsidian.paths",
+            obsidian.paths,
+            _is_obsidian_paths,
+            "expected a list of such as {file: plugins/x/data.json, pointer: /templates_folder}",
+        ),
+    ]
+
+
 def checks(settings: Settings) -> list[Check]:
     """What the types do not say: dotted key, value, whether it fits, what was expected."""
     patterns = "expected a list of absolute paths or patterns of them, such as /mnt/team-*"
@@ -124,6 +151,7 @@ def checks(settings: Settings) -> list[Check]:
             "expected seconds, from 0.05 to 3",
         ),
         *_room_checks(settings.rooms),
+        *_obsidian_checks(settings.obsidian),
         (
             "overlay.cache_seconds",
             overlay.cache_seconds,

@@ -20,7 +20,7 @@ from session_agent.errors import SettingsError
 from session_agent.model import printable
 from session_agent.rootfile import changeable_by
 from session_agent.settings_checks import checks
-from session_agent.settings_types import Settings
+from session_agent.settings_types import ObsidianPath, Settings
 
 DEFAULT_FILE = "/etc/session-agent/config.yaml"
 # What PyYAML raises for what is not YAML. The last three: a value that does not fit its tag, such as
@@ -89,7 +89,7 @@ def parse(data: bytes, path: str) -> Settings:
     if not isinstance(document, dict):
         raise _wrong(path, lines, "", "expected keys with values, such as `vault: /vault`")
     # A section whose every line is commented out is null.
-    sections = {"mounts", "rooms", "overlay", "moves", "policy", "log"}
+    sections = {"mounts", "rooms", "obsidian", "overlay", "moves", "policy", "log"}
     document = {k: v for k, v in document.items() if v is not None or k not in sections}
     try:
         settings = msgspec.convert(document, Settings)
@@ -152,6 +152,14 @@ def _wrong(path: str, lines: Mapping[str, int], key: str, expected: str) -> Sett
     )
 
 
+def _fields(key: str) -> tuple[str, ...]:
+    """The names that the section at the dotted `key` knows; an element of a list has `[…]` there."""
+    if key.endswith("]"):
+        return ObsidianPath.__struct_fields__  # the only list of sections
+    section = getattr(Settings(), key) if key else Settings()
+    return tuple(section.__struct_fields__)
+
+
 _WORDS = {
     "object": "a group of keys",
     "array": "a list",
@@ -169,8 +177,7 @@ def _explain(message: str) -> tuple[str, str]:
     key = place.strip("`").removeprefix("$").removeprefix(".")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text, re.DOTALL)
     if unknown:
-        section = getattr(Settings(), key) if key else Settings()
-        known = section.__struct_fields__
+        known = _fields(key)
         close = difflib.get_close_matches(unknown[1], known, n=1)
         guess = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         return (f"{key}.{unknown[1]}" if key else unknown[1]), f"there is no such key; {guess}"

@@ -31,6 +31,23 @@ class RoomSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: str | None = None
 
 
+class ObsidianPath(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plugin's setting that names a folder: `file` below `.obsidian`, `pointer` a JSON pointer."""
+
+    file: str
+    pointer: str
+
+
+class ObsidianSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What users find in `.obsidian` (docs/desktop.md). `template`: a folder of files as in there.
+
+    `paths`: settings of plugins that fall back where they lead to a folder that is not mounted.
+    """
+
+    template: str | None = None
+    paths: tuple[ObsidianPath, ...] = ()
+
+
 class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the vault is served. `remote_seconds`: how long a call into a remote branch may take.
 
@@ -92,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user: str | int | None = None
     mounts: MountSettings = MountSettings()
     rooms: RoomSettings = RoomSettings()
+    obsidian: ObsidianSettings = ObsidianSettings()
     overlay: OverlaySettings = OverlaySettings()
     moves: MoveSettings = MoveSettings()
     policy: PolicySettings = PolicySettings()

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote_to_bytes
 
-from session_agent.desktop.changes import Change, attempt, joined, write
+from session_agent.desktop.changes import READ_LIMIT, Change, attempt, joined, unless_changed, write
 from session_agent.desktop.labels import human, labels
 from session_agent.desktop.memory import Memory
 from session_agent.desktop.merge import Remembered, merge
@@ -24,7 +24,6 @@ from session_agent.model import Branch, printable
 
 WHAT = "bookmarks"
 LINE_LIMIT = 1023  # bytes, with the line's end: what Thunar reads of a line
-_READ_LIMIT = 16 * 1024 * 1024
 # What GLib leaves unencoded in a path; found equal to what `gio info` prints.
 _SAFE = "!$&'()*+,-./:=@_~"
 
@@ -170,19 +169,19 @@ def apply(
         marks, problems = wanted(vault, branches, cloud_mounts)
         misread = [line for line in script_additions(cloud_mounts) if b" " in line]
         with memory.locked() as notes:
-            current = durable.read_regular(path, _READ_LIMIT)
+            current = durable.read_regular(path, READ_LIMIT)
             before = notes.about(path)
             after = render(current or b"", marks, before, misread)
             changed = after.data != (current or b"")
             if changed:
                 # If this run is killed now, the next one still knows its own lines.
                 notes.note(path, replace(before, pending=after.remembered.written))
-                write(path, after.data)
+                write(path, after.data, current)
             notes.note(path, after.remembered)
             detail = f"{len(marks)} places"
             return Change(WHAT, path, changed, detail, joined(*problems, notes.problem))
 
-    return attempt(WHAT, path, step)
+    return attempt(WHAT, path, lambda: unless_changed(step))
 
 
 def _order(branch: Branch) -> list[tuple[str, str]]:

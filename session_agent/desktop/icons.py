@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 
-from session_agent.desktop.changes import Change, attempt, write
+from session_agent.desktop.changes import Change, attempt, unless_changed, write
 from session_agent.desktop.dry_run import is_dry, planned
 from session_agent.errors import UserFileError
+from session_agent.fsutil import durable
 from session_agent.model import printable
 
 WHAT = "emblem icons"
@@ -83,12 +84,12 @@ def apply(theme: str, pictures: Mapping[str, bytes], searched: Sequence[str] = _
                 (os.path.join(folder, f"{name}.svg"), pictures[name]),
             ):
                 if not planned(path, f"new file {printable(path)}"):
-                    write(path, data)
+                    write(path, data, durable.read_regular(path))
         if names and not is_dry():
             _refresh(theme)
         return Change(WHAT, folder, bool(names), f"{len(names)} installed")
 
-    return attempt(WHAT, theme, step)
+    return attempt(WHAT, theme, lambda: unless_changed(step))
 
 
 def _refuse_others_folder(theme: str) -> None:

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -35,37 +36,50 @@ class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     written: dict[str, Any] = {}
     pending: dict[str, Any] = {}
     left: list[str] = []
+    parked: dict[str, Any] = {}
 
 
 class _File(msgspec.Struct, frozen=True):
     files: dict[str, _Stored]
+    seen: list[str] = []
 
 
-def decode(data: bytes) -> dict[str, Remembered]:
-    """The memory in `data`, by the path of the file it is about. Raises ValueError if broken."""
+@dataclass(frozen=True, slots=True)
+class Content:
+    """All that is remembered: by the path of the file it is about, and every branch ever `seen`."""
+
+    files: Mapping[str, Remembered] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
+
+
+def decode(data: bytes) -> Content:
+    """The memory in `data`. Raises ValueError if it is broken."""
     # Not msgspec's own decoder: a path that is not UTF-8 holds lone surrogates, which it refuses.
     try:
         stored = msgspec.convert(json.loads(data), _File)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    return {
-        path: Remembered(entry.written, entry.pending, frozenset(entry.left))
+    files = {
+        path: Remembered(entry.written, entry.pending, frozenset(entry.left), entry.parked)
         for path, entry in stored.files.items()
     }
+    return Content(files, frozenset(stored.seen))
 
 
-def encode(files: dict[str, Remembered]) -> bytes:
+def encode(content: Content) -> bytes:
     """The bytes that `decode` understands; the same for the same memory."""
     plain = {
         path: {
             "written": dict(entry.written),
             "pending": dict(entry.pending),
             "left": sorted(entry.left),
+            "parked": dict(entry.parked),
         }
-        for path, entry in files.items()
+        for path, entry in content.files.items()
         if entry != Remembered()
     }
-    return json.dumps({"files": plain}, indent=1, sort_keys=True).encode() + b"\n"
+    document = {"files": plain, "seen": sorted(content.seen)}
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
 
 class Notes:
@@ -74,6 +88,7 @@ class Notes:
     def __init__(self, path: str) -> None:
         self._path = path
         self._files: dict[str, Remembered] = {}
+        self._seen: frozenset[str] = frozenset()
         self._stored: bytes | None = None
         self.problem = ""
 
@@ -81,7 +96,8 @@ class Notes:
         """Read the file. A broken one is renamed aside, reported, and counts as empty."""
         try:
             self._stored = durable.read_regular(self._path)
-            self._files = {} if self._stored is None else decode(self._stored)
+            content = Content() if self._stored is None else decode(self._stored)
+            self._files, self._seen = dict(content.files), content.seen
         except ValueError:
             aside = keep_aside(self._path, self._stored or b"")
             self._report(
@@ -97,16 +113,30 @@ class Notes:
         """What was written to `path`."""
         return self._files.get(path, Remembered())
 
-    def note(self, path: str, remembered: Remembered) -> None:
-        """Remember `remembered` of `path`, durably. A failure is a `problem`, not an error."""
+    def known_below(self, folder: str) -> list[str]:
+        """The paths below `folder` that something is remembered of."""
+        return [path for path in self._files if path.startswith(folder + "/")]
+
+    def note(self, path: str, remembered: Remembered) -> bool:
+        """Remember `remembered` of `path`; whether that is durable now.
+
+        A failure is a `problem`, not an error.
+        """
         self._files[path] = remembered
+        return self._save()
+
+    def see(self, names: Iterable[str]) -> frozenset[str]:
+        """Remember the branches `names`, durably where that is possible; all that were ever seen."""
+        self._seen |= frozenset(names)
+        self._save()
+        return self._seen
+
+    def _save(self) -> bool:
         if is_dry():
-            return
-        data = encode(self._files)
-        if data == self._stored or (
-            self._stored is None and not any(map(self._known, self._files))
-        ):
-            return
+            return True
+        data = encode(Content(self._files, self._seen))
+        if data == self._stored or (self._stored is None and data == encode(Content())):
+            return True
         try:
             durable.replace(self._path, data, 0o600)
             self._stored = data
@@ -114,9 +144,7 @@ class Notes:
             self._report(str(error))
         except OSError as error:
             self._report(f"{printable(self._path)}: {error.strerror}.")
-
-    def _known(self, path: str) -> bool:
-        return self._files[path] != Remembered()
+        return self._stored == data
 
     def _report(self, problem: str) -> None:
         if problem not in self.problem:

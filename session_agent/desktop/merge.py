@@ -22,12 +22,13 @@ class Remembered:
     `written` is in the file unless the user changed it. `pending` was about to be written when last
     heard of: a run that was killed may or may not have got there, so what is absent then was not
     therefore removed by the user. `left` are keys that the user changed or removed: they stay the
-    user's.
+    user's. `parked` are values of the user's that what is in `written` stands in for (see layers).
     """
 
     written: Mapping[str, Json] = field(default_factory=dict)
     pending: Mapping[str, Json] = field(default_factory=dict)
     left: frozenset[str] = frozenset()
+    parked: Mapping[str, Json] = field(default_factory=dict)
 
     def owns(self, key: str, value: Json) -> bool:
         """Whether `value`, found at `key`, is one that the agent wrote."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from session_agent.desktop.changes import Change, attempt, write
+from session_agent.desktop.changes import Change, attempt, unless_changed, write
 from session_agent.desktop.memory import Memory, keep_aside
 from session_agent.desktop.merge import Remembered, merge
 from session_agent.errors import UserFileError
@@ -207,11 +207,11 @@ def apply(folders: Sequence[Room], terms: Terms, memory: Memory) -> Change:
             changed = current is None or data != current
             if changed:
                 notes.note(path, replace(before, pending=after.written))
-                write(path, data)
+                write(path, data, current)
             notes.note(path, after)
             return Change(WHAT, path, changed, f"{len(folders)} rooms", notes.problem)
 
-    return attempt(WHAT, path, step)
+    return attempt(WHAT, path, lambda: unless_changed(step))
 
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._@+]")

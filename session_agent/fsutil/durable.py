@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from session_agent.errors import UserFileError
@@ -56,11 +56,14 @@ def read_regular(path: str, limit: int = READ_LIMIT) -> bytes | None:
     return data
 
 
-def replace(path: str, data: bytes, mode: int = 0o644) -> None:
+def replace(
+    path: str, data: bytes, mode: int = 0o644, *, check: Callable[[], None] | None = None
+) -> None:
     """Make `data` the content of `path`, durably, in one step.
 
     An existing file keeps its permission bits, and its owner and group where the caller may set
-    them; a new one gets `mode` less the umask. The folder must exist. Another hard link to the file
+    them; a new one gets `mode` less the umask. `check` is called just before the old content goes, and
+    what it raises keeps it. The folder must exist. Another hard link to the file
     keeps the old content. Raises UserFileError where the module's rules refuse, else OSError with
     `path` as its filename; until the rename, whatever fails leaves the old file as it was and no
     temporary file.
@@ -78,6 +81,8 @@ def replace(path: str, data: bytes, mode: int = 0o644) -> None:
             while view:
                 view = view[os.write(fd, view) :]
             os.fsync(fd)
+            if check is not None:
+                check()
             os.rename(name, target)
         _sync_folder(folder)
     except OSError as error:

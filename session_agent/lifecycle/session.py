@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from session_agent.desktop.rooms import Terms, warnings
 from session_agent.errors import SettingsError, TimeLimitError
@@ -19,6 +19,7 @@ from session_agent.mounts import discover, mountinfo
 from session_agent.mounts.names import VAULT_ITSELF, below
 from session_agent.settings import Loaded
 from session_agent.settings_checks import SERVER, is_server
+from session_agent.settings_types import ObsidianSettings
 
 ASK_SECONDS = 1.0  # for what a healthy file system answers at once
 
@@ -33,6 +34,7 @@ class Place:
     config_home: str
     rooms: Terms
     warnings: tuple[str, ...] = ()
+    obsidian: ObsidianSettings = field(default_factory=ObsidianSettings)
 
 
 def find_place(loaded: Loaded) -> Place:
@@ -65,6 +67,7 @@ def find_place(loaded: Loaded) -> Place:
         state_dir=state_dir,
         config_home=config_home,
         rooms=_terms(loaded, vault, f"{config_home}/session-agent/rooms.yaml"),
+        obsidian=settings.obsidian,
         warnings=_warnings(loaded, user),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from session_agent.desktop import bookmarks, emblems, icons, obsidian, rooms
+from session_agent.desktop import bookmarks, emblems, icons, obsidian, obsidian_registry, rooms
 from session_agent.desktop.bus import find
 from session_agent.desktop.changes import Change
 from session_agent.desktop.dry_run import Difference, dry_run
@@ -55,7 +55,7 @@ def write_home(
                     place.config_home, place.vault, shown, memory, cloud_mounts=cloud_mounts
                 )
             ],
-            "Obsidian vault list": lambda: obsidian.register(
+            "Obsidian vault list": lambda: obsidian_registry.register(
                 place.user.home, place.config_home, place.vault, memory
             ),
             "sync rooms": lambda: [rooms.apply(folders, place.rooms, memory)],
@@ -91,7 +91,15 @@ def write_vault(
     """Obsidian's settings in `folder`, which is or becomes the vault's top level."""
     memory = Memory(place.state_dir)
     branches = _reachable(session, overlay=overlay)
-    writer = {"Obsidian settings": lambda: obsidian.apply(folder, branches, memory)}
+    terms = obsidian.Terms(place.obsidian, root_only=os.geteuid() == 0)
+    # The vault is reached through the overlay and beside it; without one it may be another folder.
+    alone = not overlay and session.root_branch != session.vault
+    known_as = f"{session.vault} without the overlay" if alone else session.vault
+    writer = {
+        "Obsidian settings": lambda: obsidian.apply(
+            folder, branches, memory, terms, known_as=known_as
+        )
+    }
     return _run(writer, place.user, time_limit, dry)
 
 

@@ -127,6 +127,15 @@ def test_a_relative_xdg_path_is_ignored(file: Path) -> None:
         ("mounts:\n  include: /mnt\n", "line 2: mounts.include: expected a list, not text"),
         ("mounts: {include: [1]}\n", "line 1: mounts.include[0]: expected text"),
         ("mounts: {include: [mnt]}\n", "mounts.include: expected a list of absolute paths"),
+        (
+            "obsidian:\n  paths:\n  - {file: a.json, pointr: /x}\n",
+            "line 2: obsidian.paths[0].pointr: there is no such key; did you mean pointer?",
+        ),
+        (
+            "obsidian:\n  paths: [{file: /a, pointer: /x}]\n",
+            "line 2: obsidian.paths: expected a list of",
+        ),
+        ("obsidian: {template: etc}\n", "line 1: obsidian.template: expected an absolute path"),
         ("\n\nmounts: {probe_seconds: -1}\n", "line 3: mounts.probe_seconds: expected seconds"),
         ("mounts: {probe_seconds: .nan}\n", "mounts.probe_seconds: expected seconds"),
         ("mounts: {probe_seconds: .inf}\n", "mounts.probe_seconds: expected seconds"),

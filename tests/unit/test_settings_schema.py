@@ -25,6 +25,10 @@ VALUES: list[Any] = [
     *(["/a", "/b*"], ["/a", "b"], ["a"], [1], ["/.."], "hidden", "shown", "\0", "a\0b", "/a\0"),
     *("folder-{name}", "{name}", "x{name}", "{name}{name}", "{names}", "a/{name}", "é{name}"),
     *("u-{username}-{name}", "u.{name}-{username}", "u-{username}{name}", "{username}", "u-{name}"),
+    *([{"file": f, "pointer": "/x"}] for f in ("a.json", "a/b.json", "/a.json", "../a.json", "a/./b.json")),
+    *([{"file": f, "pointer": "/x"}] for f in ("..json", ".json", "a/.json", "a", "a.json/", "a//b.json")),
+    *([{"file": "a.json", "pointer": p}] for p in ("", "/", "x", "/~", "/~0", "/~01/~1/", "/a//b")),
+    *([{"file": "a.json"}], [{"file": "a.json", "pointer": "/x", "y": 1}], [{"file": 1, "pointer": "/"}]),
     *("ws://a", "wss://a.b:1/c", "ws://[::1]:12", "http://a", "ws://", "ws://u:p@a", "ws://a?b", "ws://a#b"),
 ]  # fmt: skip
 MISSING = "session_agent/schemas/config.json has to describe this setting"

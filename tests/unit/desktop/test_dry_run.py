@@ -69,10 +69,10 @@ def test_a_broken_file_is_told_and_not_kept_aside(tmp_path: Path) -> None:
 def test_what_would_be_refused_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/nowhere")
     with dry_run() as found, pytest.raises(UserFileError, match="leads nowhere"):
-        write(str(tmp_path / "link"), b"x")
+        write(str(tmp_path / "link"), b"x", None)
     (tmp_path / "file").touch()
     with dry_run(), pytest.raises(NotADirectoryError):
-        write(str(tmp_path / "file/below"), b"x")
+        write(str(tmp_path / "file/below"), b"x", None)
     assert found == []
 
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_contents_that_are_no_text(tmp_path: Path) -> None:
     path = str(tmp_path / "x")
     with dry_run() as found:
-        write(path, b"\xff\r\nlast")
+        write(path, b"\xff\r\nlast", None)
         make_folders(str(tmp_path))
         make_folders(str(tmp_path / "new"))
     assert found == [
@@ -108,6 +108,6 @@ def test_contents_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_large_difference_is_cut(tmp_path: Path) -> None:
     with dry_run() as found:
-        write(str(tmp_path / "x"), b"".join(b"%d\n" % number for number in range(100_000)))
+        write(str(tmp_path / "x"), b"".join(b"%d\n" % number for number in range(100_000)), None)
     assert len(found[0].text) < 300_000
     assert "and more, of" in found[0].text[-60:]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from session_agent.desktop import bookmarks, obsidian, rooms
+from session_agent.desktop import bookmarks, obsidian, obsidian_registry, rooms
 from session_agent.desktop.changes import Change
 from session_agent.desktop.memory import FILE_NAME, Memory
 from tests.support.as_user import NOBODY, as_user, home_of
@@ -38,7 +38,7 @@ def write_all(home: Path, *names: str) -> list[Change]:
     return [
         bookmarks.apply(config, "/vault", found, memory, cloud_mounts="/vault/wiki|s3"),
         *obsidian.apply(str(home / "root"), found, memory),
-        *obsidian.register(str(home), config, "/vault", memory),
+        *obsidian_registry.register(str(home), config, "/vault", memory),
         rooms.apply(rooms.rooms(found, terms), terms, memory),
     ]
 

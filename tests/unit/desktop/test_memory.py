@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from session_agent.desktop import memory as memory_module
-from session_agent.desktop.memory import FILE_NAME, Memory, decode, encode
+from session_agent.desktop.memory import FILE_NAME, Content, Memory, decode, encode
 from session_agent.desktop.merge import Remembered
 from session_agent.errors import TimeLimitError
 
@@ -18,10 +19,19 @@ TEXT = st.binary(max_size=8).map(os.fsdecode)
 MAPS = st.dictionaries(TEXT, TEXT, max_size=3)
 
 
-@given(st.dictionaries(TEXT, st.builds(Remembered, MAPS, MAPS, st.frozensets(TEXT, max_size=3))))
-def test_what_is_encoded_is_decoded(files: dict[str, Remembered]) -> None:
+NAMES = st.frozensets(TEXT, max_size=3)
+
+
+@given(st.dictionaries(TEXT, st.builds(Remembered, MAPS, MAPS, NAMES, MAPS)), NAMES)
+def test_what_is_encoded_is_decoded(files: dict[str, Remembered], seen: frozenset[str]) -> None:
     told = {path: entry for path, entry in files.items() if entry != Remembered()}
-    assert decode(encode(files)) == told
+    assert decode(encode(Content(files, seen))) == Content(told, seen)
+
+
+def test_a_memory_of_an_older_agent_is_understood() -> None:
+    known = {"written": {"a": 1}, "pending": {}, "left": ["b"]}
+    content = decode(json.dumps({"files": {"/x": known}}).encode())
+    assert content == Content({"/x": Remembered({"a": 1}, left=frozenset("b"))})
 
 
 def test_notes_last(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_agent.desktop import jsonfile, obsidian
+from session_agent.desktop import jsonfile, obsidian, obsidian_bookmarks, obsidian_settings
 from session_agent.desktop.changes import Change
 from session_agent.desktop.jsonfile import Document
 from session_agent.desktop.memory import Memory
 from session_agent.desktop.merge import Json, Remembered, same
-from session_agent.errors import UserFileError
+from session_agent.desktop.obsidian_settings import APP, DEFAULT_CORE_PLUGINS, SettingsFile
 from session_agent.model import Branch
 from tests.support.branches import branches
 
@@ -59,8 +59,8 @@ def test_an_empty_vault_gets_everything_once(vault: Vault) -> None:
     first = vault.apply(found)
     assert problems(first) == []
     assert changed(first) == ["_inbox", "app.json", "core-plugins.json", "bookmarks.json"]
-    assert vault.read("app") == obsidian.APP_SETTINGS
-    assert vault.read("core-plugins") == obsidian.DEFAULT_CORE_PLUGINS
+    assert vault.read("app") == APP
+    assert vault.read("core-plugins") == DEFAULT_CORE_PLUGINS
     (group,) = vault.read("bookmarks")["items"]
     assert (group["type"], group["title"]) == ("group", "Mounted folders")
     assert [(i["type"], i["path"], i["title"]) for i in group["items"]] == [
@@ -69,7 +69,7 @@ def test_an_empty_vault_gets_everything_once(vault: Vault) -> None:
         ("folder", "wiki/nested", "Nested"),
     ]
     assert (vault.top / "_inbox" / "attachments").is_dir()
-    assert vault.path("app").read_text() == json.dumps(dict(obsidian.APP_SETTINGS), indent=2)
+    assert vault.path("app").read_text() == json.dumps(dict(APP), indent=2)
     assert changed(vault.apply(found)) == []
 
 
@@ -107,7 +107,7 @@ def test_a_value_that_the_agent_wrote_moves_along(
     vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault.apply()
-    monkeypatch.setattr(obsidian, "APP_SETTINGS", {"newFileFolderPath": "inbox2"})
+    monkeypatch.setattr(obsidian_settings, "APP", {"newFileFolderPath": "inbox2"})
     assert changed(vault.apply()) == ["app.json"]
     assert vault.read("app")["newFileFolderPath"] == "inbox2"
 
@@ -119,7 +119,7 @@ def test_a_vault_made_anew_gets_everything_again(vault: Vault) -> None:
         vault.path(name).unlink()
     vault.write("app", {"vimMode": True})
     assert changed(vault.apply(found)) == ["app.json", "core-plugins.json", "bookmarks.json"]
-    assert vault.read("app") == {"vimMode": True, **obsidian.APP_SETTINGS}
+    assert vault.read("app") == {"vimMode": True, **APP}
 
 
 def test_an_old_array_of_core_plugins_loses_nothing(vault: Vault) -> None:
@@ -129,7 +129,7 @@ def test_an_old_array_of_core_plugins_loses_nothing(vault: Vault) -> None:
     assert list(plugins)[:4] == ["file-explorer", "graph", "my-own", "starred"]
     on = {name for name, value in plugins.items() if value}
     assert on == {"file-explorer", "graph", "my-own", "starred"}
-    assert set(obsidian.DEFAULT_CORE_PLUGINS) <= set(plugins)
+    assert set(DEFAULT_CORE_PLUGINS) <= set(plugins)
     assert changed(vault.apply()) == []
 
 
@@ -206,7 +206,7 @@ def test_bookmarks_of_another_form(vault: Vault, value: dict[str, object]) -> No
 def test_an_empty_file_holds_nothing_to_keep(vault: Vault) -> None:
     vault.write("app", b" \n")
     assert problems(vault.apply()) == []
-    assert vault.read("app") == obsidian.APP_SETTINGS
+    assert vault.read("app") == APP
 
 
 def test_a_file_in_the_inboxs_place_is_a_problem_only(vault: Vault) -> None:
@@ -214,7 +214,7 @@ def test_a_file_in_the_inboxs_place_is_a_problem_only(vault: Vault) -> None:
     (vault.top / "_inbox").write_bytes(b"note")
     (problem,) = problems(vault.apply())
     assert "_inbox" in problem
-    assert vault.read("app") == obsidian.APP_SETTINGS
+    assert vault.read("app") == APP
 
 
 def test_indentation_and_odd_text_survive() -> None:
@@ -234,7 +234,7 @@ JSON: st.SearchStrategy[Json] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=8,
 )
-SETTINGS = st.dictionaries(st.sampled_from([*obsidian.APP_SETTINGS, "x", "y"]), JSON)
+SETTINGS = st.dictionaries(st.sampled_from([*APP, "x", "y"]), JSON)
 ITEMS = st.recursive(
     st.fixed_dictionaries(
         {"type": st.sampled_from(["folder", "file"])},
@@ -256,10 +256,17 @@ def test_json_is_written_as_it_was_read(value: Json) -> None:
     assert same(jsonfile.parse(jsonfile.dump(Document(value))).value, value)
 
 
-@given(SETTINGS, st.sampled_from([obsidian.render_app, obsidian.render_core_plugins]))
-def test_settings_are_merged_without_loss(theirs: dict[str, Json], render: Any) -> None:
+@given(SETTINGS, st.sampled_from(["app.json", "core-plugins.json"]))
+def test_settings_are_merged_without_loss(theirs: dict[str, Json], name: str) -> None:
+    def render(current: Json, remembered: Remembered, fresh: bool) -> Any:
+        return SettingsFile(name).render(current, remembered, fresh)
+
     value, remembered = render(theirs, Remembered(), True)
     assert list(value)[: len(theirs)] == list(theirs)
+    ignored = theirs.get("userIgnoreFilters")
+    if isinstance(ignored, list) and all(isinstance(element, str) for element in ignored):
+        assert value["userIgnoreFilters"][: len(ignored)] == ignored
+        theirs = {**theirs, "userIgnoreFilters": value["userIgnoreFilters"]}
     assert all(same(value[key], theirs[key]) for key in theirs)
     again, remembered_again = render(value, remembered, False)
     assert same(again, value)
@@ -269,7 +276,7 @@ def test_settings_are_merged_without_loss(theirs: dict[str, Json], render: Any) 
 @given(st.lists(ITEMS, max_size=4), st.sampled_from([["a"], ["a", "b"], []]))
 def test_bookmarks_are_merged_without_loss(theirs: list[Json], names: list[str]) -> None:
     def render(value: Json, remembered: Remembered, *found: str) -> Any:
-        return obsidian.render_bookmarks(
+        return obsidian_bookmarks.render(
             value, remembered, False, branches=branches(*found), now_ms=1
         )
 
@@ -279,86 +286,3 @@ def test_bookmarks_are_merged_without_loss(theirs: list[Json], names: list[str])
     assert remembered_again == remembered
     last, _ = render(first, remembered)
     assert same(last["items"], theirs)
-
-
-def vault_list(config_home: Path) -> Any:
-    return json.loads((config_home / "obsidian" / "obsidian.json").read_bytes())
-
-
-def register(home: Path, vault: str = "/vault") -> list[Change]:
-    memory = Memory(str(home / "state"))
-    return obsidian.register(str(home), str(home / ".config"), vault, memory)
-
-
-def test_the_vault_is_registered_and_opened_once(tmp_path: Path) -> None:
-    (change,) = register(tmp_path)
-    assert (change.changed, change.problem) == (True, "")
-    ((key, entry),) = vault_list(tmp_path / ".config")["vaults"].items()
-    assert len(key) == 16
-    assert int(key, 16)
-    assert (entry["path"], entry["open"]) == ("/vault", True)
-    assert entry["ts"] > 1_600_000_000_000
-    assert [change.changed for change in register(tmp_path)] == [False]
-
-
-def test_other_vaults_and_keys_are_untouched(tmp_path: Path) -> None:
-    folder = tmp_path / ".config" / "obsidian"
-    folder.mkdir(parents=True)
-    theirs = {"vaults": {"00": {"path": "/x", "ts": 1, "open": True}, "01": 7}, "frame": "native"}
-    (folder / "obsidian.json").write_text(json.dumps(theirs))
-    register(tmp_path)
-    after = vault_list(tmp_path / ".config")
-    (ours,) = (entry for key, entry in after["vaults"].items() if key not in theirs["vaults"])
-    assert "open" not in ours
-    assert {
-        **after,
-        "vaults": {k: v for k, v in after["vaults"].items() if v is not ours},
-    } == theirs
-
-
-def test_a_vault_that_is_listed_keeps_its_id_and_is_opened(tmp_path: Path) -> None:
-    theirs: dict[str, Json] = {"vaults": {"beef": {"path": "/vault/", "ts": 1}}}
-    after = obsidian.render_vaults(theirs, "/vault", now_ms=2)
-    assert after == {"vaults": {"beef": {"path": "/vault/", "ts": 1, "open": True}}}
-
-
-def test_an_id_that_is_taken_is_not_taken_away() -> None:
-    first: Any = obsidian.render_vaults(None, "/vault", now_ms=1)
-    (key,) = first["vaults"]
-    moved: Any = {"vaults": {key: {"path": "/moved"}}}
-    after: Any = obsidian.render_vaults(moved, "/vault", now_ms=1)
-    assert after["vaults"][key] == {"path": "/moved"}
-    assert len(after["vaults"]) == 2
-
-
-def test_flatpak_and_snap_get_it_where_they_are(tmp_path: Path) -> None:
-    for folder in (
-        ".var/app/md.obsidian.Obsidian/config/obsidian",
-        "snap/obsidian/current/.config",
-    ):
-        (tmp_path / folder).mkdir(parents=True)
-    (change,) = register(tmp_path)
-    assert ".var/app" in change.path
-    (tmp_path / "snap/obsidian/current/.config/obsidian").mkdir()
-    (tmp_path / ".config/obsidian").mkdir(parents=True)
-    assert [change.changed for change in register(tmp_path)] == [True, False, True]
-
-
-@pytest.mark.parametrize("broken", [*BROKEN, b'{"vaults": []}'])
-def test_a_broken_list_is_left_alone(tmp_path: Path, broken: bytes) -> None:
-    file = tmp_path / ".config" / "obsidian" / "obsidian.json"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(broken)
-    (change,) = register(tmp_path)
-    assert change.problem
-    assert file.read_bytes() == broken
-
-
-def test_a_vault_that_obsidian_cannot_name(tmp_path: Path) -> None:
-    (change,) = register(tmp_path, "/\udcff")
-    assert "not UTF-8" in change.problem
-
-
-def test_a_broken_vaults_value_raises() -> None:
-    with pytest.raises(UserFileError):
-        obsidian.render_vaults({"vaults": 3}, "/vault", now_ms=1)
