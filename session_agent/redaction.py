@@ -15,20 +15,22 @@ STRUCK = "[redacted]"
 
 _SHORTEST = 6  # characters; a shorter value would strike out words that are no secret
 _NAMES = (
-    "pass(?:word|wd|phrase)?|_pw|secret|token|jwt|credentials?|api_?key|access_?key|private_?key"
+    "pass(?:word|wd|phrase)?|_pw|secret|token|(?<![a-z])jwt|credentials?"
+    "|(?:api|access|private)_?key"
 )
 _SECRET_NAME = re.compile(rf"(?:{_NAMES})(?:$|_|[0-9])", re.IGNORECASE)
+# Repetitions are bounded: a hostile text must not take time by its square.
 _PATTERNS = (
     # //user:password@host, //token@host
     (re.compile(r"(?<=://)[^\s/@'\"]+@"), f"{STRUCK}@"),
     # JSON Web Tokens: header and claims begin with {" in base64
-    (re.compile(r"\beyJ[\w-]{6,}\.[\w-]{6,}(?:\.[\w-]*)?"), STRUCK),
+    (re.compile(r"\beyJ[\w-]{6,2000}\.[\w-]{6,}(?:\.[\w-]*)?"), STRUCK),
     (re.compile(r"\b((?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1{STRUCK}"),
     (re.compile(r"\bAKIA[0-9A-Z]{12,}"), STRUCK),
     # name=value and "name": "value", up to what ends a value in options, queries and JSON
     (
         re.compile(
-            rf"([\w.-]*(?:{_NAMES})[\w-]*[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&\"'}}\])]+)",
+            rf"((?:{_NAMES})[\w-]{{0,40}}[\"']?\s{{0,4}}[=:]\s{{0,4}})(\"[^\"]*\"|'[^']*'|[^\s,;&\"'}}\])]+)",
             re.IGNORECASE,
         ),
         rf"\1{STRUCK}",

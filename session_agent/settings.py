@@ -71,25 +71,34 @@ def load(config: str | None = None, environ: Mapping[str, str] | None = None) ->
     settings = Settings() if data is None else parse(data, path)
     return Loaded(
         settings=_override(settings, variables),
-        environment=Environment(
-            home=_absolute(variables.get("HOME", "")),
-            config_home=_absolute(variables.get("XDG_CONFIG_HOME", "")),
-            cloud_mounts=variables.get("CLOUD_MOUNTS", ""),
-            kasm_user_name=variables.get("KASM_USER_NAME", ""),
-            kasm_user_id=variables.get("KASM_USER_ID", ""),
-            sync_server_url=variables.get("SYNC_SERVER_URL", ""),
-            identity=variables.get("SESSION_AGENT_IDENTITY", ""),
-            identity_token=variables.get("SESSION_AGENT_IDENTITY_TOKEN", ""),
-            kasm=Kasm(
-                host=variables.get("KASM_API_HOST", ""),
-                port=variables.get("KASM_API_PORT", ""),
-                token=variables.get("KASM_API_JWT", ""),
-                session=variables.get("KASM_ID", ""),
-            ),
-            restricted_file_chooser=variables.get("KASM_RESTRICTED_FILE_CHOOSER", ""),
-            bus=variables.get("DBUS_SESSION_BUS_ADDRESS", ""),
-        ),
+        environment=_environment(variables),
         file="" if data is None else path,
+    )
+
+
+def without_file(environ: Mapping[str, str] | None = None) -> Loaded:
+    """What would hold were there neither a settings file nor a variable that overrides it: to look around."""
+    return Loaded(environment=_environment(os.environ if environ is None else environ))
+
+
+def _environment(variables: Mapping[str, str]) -> Environment:
+    return Environment(
+        home=_absolute(variables.get("HOME", "")),
+        config_home=_absolute(variables.get("XDG_CONFIG_HOME", "")),
+        cloud_mounts=variables.get("CLOUD_MOUNTS", ""),
+        kasm_user_name=variables.get("KASM_USER_NAME", ""),
+        kasm_user_id=variables.get("KASM_USER_ID", ""),
+        sync_server_url=variables.get("SYNC_SERVER_URL", ""),
+        identity=variables.get("SESSION_AGENT_IDENTITY", ""),
+        identity_token=variables.get("SESSION_AGENT_IDENTITY_TOKEN", ""),
+        kasm=Kasm(
+            host=variables.get("KASM_API_HOST", ""),
+            port=variables.get("KASM_API_PORT", ""),
+            token=variables.get("KASM_API_JWT", ""),
+            session=variables.get("KASM_ID", ""),
+        ),
+        restricted_file_chooser=variables.get("KASM_RESTRICTED_FILE_CHOOSER", ""),
+        bus=variables.get("DBUS_SESSION_BUS_ADDRESS", ""),
     )
 
 

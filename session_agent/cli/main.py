@@ -15,7 +15,7 @@ from session_agent.cli.output import tell_error
 from session_agent.errors import EXIT_FAILED, EXIT_OK, AgentError
 
 _VERBS = (
-    *("first-launch", "mounts", "status", "moves", "stop", "recover", "serve"),
+    *("first-launch", "doctor", "mounts", "status", "moves", "stop", "recover", "serve"),
     *("plan", "policy", "schema"),
 )
 _INTERRUPTED = 130  # what a shell reports for SIGINT

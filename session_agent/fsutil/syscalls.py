@@ -23,6 +23,8 @@ _AT_EMPTY_PATH = 0x1000
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
+_CLONE_NEWNS = 0x20000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
 _SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159}.get(os.uname().machine, -1)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,6 +61,16 @@ _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _umount2 = _libc.umount2
 _umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_unshare = _libc.unshare
+_unshare.argtypes = (ctypes.c_int,)
+_mount = _libc.mount
+_mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
 _setfsuid = _libc_fast.setfsuid
 _setfsuid.argtypes = (ctypes.c_uint32,)
 _setfsuid.restype = ctypes.c_uint32  # the former id, which need not fit an int
@@ -162,6 +174,17 @@ def die_with_parent(parent: int) -> bool:
     if _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0):
         _raise()
     return os.getppid() == parent
+
+
+def try_to_mount() -> None:
+    """Mount an empty tmpfs where nobody else sees it: this process leaves its mount namespace for good."""
+    if _unshare(_CLONE_NEWNS):
+        _raise()
+    if _mount(b"none", b"/", None, _MS_REC_PRIVATE, None):
+        _raise()
+    # Over the root folder, which hides nothing from a process whose root it is already.
+    if _mount(b"none", b"/", b"tmpfs", 0, None):
+        _raise()
 
 
 def set_fs_identity(uid: int, gid: int, groups: tuple[int, ...]) -> None:

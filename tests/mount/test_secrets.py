@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +65,18 @@ def test_nothing_that_is_said_or_written_holds_a_secret(
         for name in _SOURCES:
             (session.vault / "engineering" / f"{name}.md").write_text("x")
             os.rename(session.vault / "engineering" / f"{name}.md", session.vault / name / "n.md")
-        for words in ("first-launch", "status", "mounts", "moves"):
+        for words in ("first-launch", "status", "mounts", "moves", "doctor"):
             for form in ((), ("--json",)):
                 done = session.run(words, *form)
                 assert done.stdout
                 assert_clean(f"{words} {form}", done.stdout + done.stderr)
+        bundle = session.base / "bundle.tar.gz"
+        session.run("doctor", "--bundle", str(bundle))
+        with tarfile.open(bundle) as archive:
+            for member in archive.getmembers():
+                content = archive.extractfile(member)
+                assert content is not None
+                assert_clean(member.name, content.read().decode())
         entry = api.wait_for("is ready")
         assert entry["levelname"] == "INFO"
         session.run("stop")

@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,26 @@ class KasmSession:
         self.config.write_text(yaml.safe_dump(self.settings))
 
     def run(
-        self, *arguments: str, as_user: bool = False, cwd: Path = ROOT
+        self,
+        *arguments: str,
+        as_user: bool = False,
+        cwd: Path = ROOT,
+        prefix: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """`session-agent` with these arguments, as root for the session user, or as that user."""
-        process = self.start(*arguments, as_user=as_user, cwd=cwd)
+        """`session-agent` with these arguments, as root for the session user, or as that user.
+
+        `prefix`: a command that runs it, as root.
+        """
+        process = self.start(*arguments, as_user=as_user, cwd=cwd, prefix=prefix)
         stdout, stderr = process.communicate(timeout=_PATIENCE)
         return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
     def start(
-        self, *arguments: str, as_user: bool = False, cwd: Path = ROOT
+        self,
+        *arguments: str,
+        as_user: bool = False,
+        cwd: Path = ROOT,
+        prefix: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
         self.write_config()
         environment = {
@@ -120,7 +131,7 @@ class KasmSession:
             command = [*drop, python, *command[1:]]
             environment["PYTHONPATH"] = f"{ROOT}:{library}"
         return subprocess.Popen(
-            command,
+            [*prefix, *command],
             env=environment,
             cwd=cwd,
             stdin=subprocess.DEVNULL,

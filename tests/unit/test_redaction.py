@@ -82,3 +82,11 @@ def test_settings_do_not_show_secrets_when_printed() -> None:
     loaded = load(None, {"KASM_API_JWT": "secret-1", "SESSION_AGENT_IDENTITY_TOKEN": "secret-2"})
     assert loaded.environment.kasm.token == "secret-1"
     assert "secret" not in repr(loaded)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "unit", ["pass", "-eyJ-aaaaaa", "token ", "://", "password=", '"secret":"']
+)
+def test_a_hostile_text_takes_no_time_by_its_square(unit: str) -> None:
+    redacted(unit * 100_000)
