@@ -23,6 +23,7 @@ from tests.support.schemas import schema
 ROOT = Path(__file__).parents[3]
 VERBS = [
     "first-launch",
+    "doctor",
     "mounts",
     "status",
     "moves",
