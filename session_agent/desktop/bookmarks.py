@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote_to_bytes
 from session_agent.desktop.changes import READ_LIMIT, Change, attempt, joined, unless_changed, write
 from session_agent.desktop.labels import human, labels
 from session_agent.desktop.memory import Memory
-from session_agent.desktop.merge import Remembered, merge
+from session_agent.desktop.merge import Json, Remembered, intend, merge
 from session_agent.fsutil import durable
 from session_agent.model import Branch, printable
 
@@ -39,10 +39,11 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The file's new content, and what to remember once it is written."""
+    """The file's new content, what to remember once it is written, and the labels `found` so far."""
 
     data: bytes
     remembered: Remembered
+    found: Mapping[str, Json]
 
 
 def bookmarks_path(config_home: str) -> str:
@@ -147,8 +148,9 @@ def render(
     missing = {path for path in merged.put if path not in labels_found}
     ordered = _insert(result, bookmarks, missing)
     if ordered == lines:
-        return Rendered(current, merged.remembered)
-    return Rendered(b"".join(line + b"\n" for line in ordered), merged.remembered)
+        return Rendered(current, merged.remembered, labels_found)
+    data = b"".join(line + b"\n" for line in ordered)
+    return Rendered(data, merged.remembered, labels_found)
 
 
 def apply(
@@ -175,7 +177,7 @@ def apply(
             changed = after.data != (current or b"")
             if changed:
                 # If this run is killed now, the next one still knows its own lines.
-                notes.note(path, replace(before, pending=after.remembered.written))
+                notes.note(path, intend(before, after.found, after.remembered))
                 write(path, after.data, current)
             notes.note(path, after.remembered)
             detail = f"{len(marks)} places"

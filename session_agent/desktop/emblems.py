@@ -18,7 +18,7 @@ from session_agent.desktop.changes import Change, attempt, joined
 from session_agent.desktop.dry_run import is_dry, planned
 from session_agent.desktop.icons import NAMES
 from session_agent.desktop.memory import Memory
-from session_agent.desktop.merge import Json, Remembered, merge
+from session_agent.desktop.merge import Json, Remembered, intend, merge
 from session_agent.errors import UserFileError
 from session_agent.model import Branch, Mode, MountState, printable
 
@@ -35,10 +35,11 @@ Emblems = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The paths whose emblems are to be set, to what, and what to remember once they are."""
+    """The paths whose emblems are to be set, to what, what to remember then, and what was `found`."""
 
     put: Mapping[str, Emblems]
     remembered: Remembered
+    found: Mapping[str, Json]
 
 
 def of_branch(branch: Branch) -> Emblems:
@@ -96,7 +97,7 @@ def render(
     # What could not be asked is as it was, for all that is known.
     unasked = {p: v for p, v in remembered.written.items() if p in branches and p not in current}
     written = {**unasked, **merged.remembered.written}
-    return Rendered(put, replace(merged.remembered, written=written))
+    return Rendered(put, replace(merged.remembered, written=written), ours)
 
 
 def apply(
@@ -125,7 +126,7 @@ def apply(
             paths = list({**marks, **before.written, **before.pending})
             current, problems = _read(desktop, paths, time_limit)
             after = render(current, marks, scripts, before)
-            notes.note(store, replace(before, pending=after.remembered.written))
+            notes.note(store, intend(before, after.found, after.remembered))
             if is_dry():
                 return _told(store, after.put, current)
             failed = _set(desktop, after.put, time_limit)

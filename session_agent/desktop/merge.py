@@ -21,8 +21,9 @@ class Remembered:
 
     `written` is in the file unless the user changed it. `pending` was about to be written when last
     heard of: a run that was killed may or may not have got there, so what is absent then was not
-    therefore removed by the user. `left` are keys that the user changed or removed: they stay the
-    user's. `parked` are values of the user's that what is in `written` stands in for (see layers).
+    therefore removed by the user; None there is what was about to be removed. `left` are keys that the
+    user changed or removed: they stay the user's. `parked` are values of the user's that what is in
+    `written` stands in for (see layers).
     """
 
     written: Mapping[str, Json] = field(default_factory=dict)
@@ -41,6 +42,30 @@ class Remembered:
         return any(key in current for key in (*self.written, *self.left))
 
 
+def intend(before: Remembered, current: Mapping[str, Json], after: Remembered) -> Remembered:
+    """What to remember while a file that holds `current` is made what `after` speaks of.
+
+    `before` is what was remembered, perhaps when a run was killed in the same place.
+    """
+    written = dict(before.written)
+    for key, value in before.pending.items():
+        if key in current and same(current[key], value):
+            written[key] = value
+        elif key not in current and value is None:
+            written.pop(key, None)
+    removed = {
+        key: None
+        for key, value in written.items()
+        if key not in after.written and key in current and same(current[key], value)
+    }
+    return Remembered(
+        written,
+        pending={**removed, **after.written},
+        left=before.left,
+        parked={**before.parked, **after.parked},
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Merged:
     """What to do to the file, and what to remember afterwards."""
@@ -48,6 +73,15 @@ class Merged:
     put: Mapping[str, Json]
     remove: frozenset[str]
     remembered: Remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A file's new `value`, what is to be remembered once it is written, and what was `found` so far."""
+
+    value: Json
+    remembered: Remembered
+    found: Mapping[str, Json]
 
 
 def same(one: Json, other: Json) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from session_agent.desktop import (
     jsonfile,
@@ -21,9 +21,9 @@ from session_agent.desktop import (
 )
 from session_agent.desktop.changes import Change, attempt, make_folders, unless_changed
 from session_agent.desktop.memory import Memory, Notes
-from session_agent.desktop.merge import Json, Remembered, same
+from session_agent.desktop.merge import Json, Remembered, Rendered, intend, same
 from session_agent.desktop.obsidian_paths import INBOX, PathSetting, folder_of
-from session_agent.desktop.obsidian_settings import ATTACHMENTS, SettingsFile
+from session_agent.desktop.obsidian_settings import ATTACHMENTS, SettingsFile, kinds_of
 from session_agent.desktop.obsidian_template import Template
 from session_agent.desktop.pointers import flatten
 from session_agent.errors import AgentError
@@ -35,7 +35,7 @@ FOLDER = ".obsidian"
 _BOOKMARKS = "bookmarks.json"
 _ALWAYS = ("app.json", "core-plugins.json")
 
-Render = Callable[[Json, Remembered, bool], tuple[Json, Remembered]]
+Render = Callable[[Json, Remembered, bool], Rendered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class _Work:
             file = SettingsFile(
                 name, template.settings.get(name), paths, today, keep=not template.whole
             )
-            change = self._apply(name, file.render, file.kinds)
+            change = self._apply(name, file.render)
             # Of a file that may be absent, and needs nothing, there is nothing to tell.
             if name in _ALWAYS or name in template.settings or change.changed or change.problem:
                 changes.append(change)
@@ -123,33 +123,31 @@ class _Work:
     def _apply_bookmarks(self, branches: Sequence[Branch], template: Json) -> Change:
         now_ms = time.time_ns() // 1_000_000
 
-        def render(current: Json, remembered: Remembered, fresh: bool) -> tuple[Json, Remembered]:
+        def render(current: Json, remembered: Remembered, fresh: bool) -> Rendered:
             start = template if current is None and isinstance(template, dict) else current
             return obsidian_bookmarks.render(
                 start, remembered, fresh, branches=branches, now_ms=now_ms
             )
 
-        return self._apply(_BOOKMARKS, render, (dict,))
+        return self._apply(_BOOKMARKS, render)
 
-    def _apply(self, name: str, render: Render, kinds: tuple[type, ...]) -> Change:
+    def _apply(self, name: str, render: Render) -> Change:
         what = f"Obsidian {name}"
         path, known_as = os.path.join(self._settings, name), os.path.join(self._known_as, name)
 
         def step() -> Change:
-            document = jsonfile.load(path, *kinds)
+            document = jsonfile.load(path, *kinds_of(name))
             before = self._notes.about(known_as)
             fresh = self._fresh or document.value is None
-            value, after = render(document.value, before, fresh)
-            changed = not same(value, document.value)
+            rendered = render(document.value, before, fresh)
+            after = rendered.remembered
+            changed = not same(rendered.value, document.value)
             if changed:
-                intent = replace(
-                    before, pending=after.written, parked={**before.parked, **after.parked}
-                )
-                safe = self._notes.note(known_as, intent)
+                safe = self._notes.note(known_as, intend(before, rendered.found, after))
                 if after.parked and not safe:
                     # The user's value would be nowhere.
                     return Change(what, path, False)
-                jsonfile.replace_value(path, document, value)
+                jsonfile.replace_value(path, document, rendered.value)
             self._notes.note(known_as, after)
             return Change(what, path, changed)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from session_agent.desktop.labels import labels
-from session_agent.desktop.merge import Json, Remembered, merge
+from session_agent.desktop.merge import Json, Remembered, Rendered, merge
 from session_agent.errors import UserFileError
 from session_agent.model import Branch, printable
 
@@ -17,7 +17,7 @@ _GROUP = ""
 
 def render(
     current: Json, remembered: Remembered, fresh: bool, *, branches: Sequence[Branch], now_ms: int
-) -> tuple[Json, Remembered]:
+) -> Rendered:
     """bookmarks.json with one group of ours, a folder item a branch. `now_ms` dates what is new.
 
     The group is known by its title, at the top level: one that the user deleted, renamed or put
@@ -38,7 +38,7 @@ def render(
     wanted = _wanted_items(branches)
     merged = merge(titles, wanted, remembered, fresh=fresh)
     if place is None and _GROUP not in merged.put:
-        return current, Remembered(left=merged.remembered.left)
+        return Rendered(current, Remembered(left=merged.remembered.left), titles)
     after: list[Json] = []
     for item in entries:
         path = _folder_path(item)
@@ -58,7 +58,7 @@ def render(
         items = [*items[:place], *items[place + 1 :]]
     else:
         items = [*items[:place], {**group, "items": after}, *items[place + 1 :]]
-    return {**document, "items": items}, merged.remembered
+    return Rendered({**document, "items": items}, merged.remembered, titles)
 
 
 def _wanted_items(branches: Sequence[Branch]) -> dict[str, Json]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from session_agent.desktop.changes import READ_LIMIT, Change, attempt, joined, remove, write
 from session_agent.desktop.memory import Notes
-from session_agent.desktop.merge import Json, merge
+from session_agent.desktop.merge import Json, intend, merge
 from session_agent.desktop.obsidian_template import Template
 from session_agent.errors import UserFileError
 from session_agent.fsutil import durable
@@ -40,7 +40,7 @@ def apply(settings: str, template: Template, notes: Notes, known_as: str, *, fre
             fresh=fresh,
         )
         # What is about to be replaced or removed may be there already when this run is killed.
-        notes.note(known_as, replace(before, pending=merged.remembered.written))
+        notes.note(known_as, intend(before, current, merged.remembered))
         failed = dict(problems)
         for name in (*merged.put, *sorted(merged.remove)):
             data = template.files[name] if name in merged.put else None

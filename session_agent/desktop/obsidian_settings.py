@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from session_agent.desktop.layers import Values, settle
-from session_agent.desktop.merge import Json, Remembered
+from session_agent.desktop.merge import Json, Remembered, Rendered
 from session_agent.desktop.obsidian_paths import INBOX, PathSetting, Today, stand_in
 from session_agent.desktop.pointers import escape, flatten, patch
 
@@ -95,21 +95,14 @@ class SettingsFile:
     keep: bool = False
 
     @property
-    def kinds(self) -> tuple[type, ...]:
-        """What the file may hold."""
-        if self.name == "core-plugins.json":
-            return (dict, list)
-        return (list,) if "" in self.sets else (dict,)
-
-    @property
     def sets(self) -> tuple[str, ...]:
         """Pointers of the lists that are sets."""
         return _SETS.get(self.name, ())
 
-    def render(self, current: Json, remembered: Remembered, fresh: bool) -> tuple[Json, Remembered]:
+    def render(self, current: Json, remembered: Remembered, fresh: bool) -> Rendered:
         """The file's new value, None if there is to be none, and what to remember of it.
 
-        `current` is of one of `kinds`, or None if there is no file.
+        `current` is of one of `kinds_of(name)`, or None if there is no file.
         """
         document = plugins_by_name(current) if self.name == "core-plugins.json" else current
         values = flatten(document, self.sets)
@@ -121,9 +114,9 @@ class SettingsFile:
             fresh=fresh,
             sets=self.sets,
         )
-        if current is None and not after:
-            return None, memory
-        return patch(document, after, self.sets), memory
+        nothing = current is None and not after
+        value = None if nothing else patch(document, after, self.sets)
+        return Rendered(value, memory, values)
 
     def _wanted(self, theirs: Values, known: Remembered, *, new: bool) -> Values:
         kept = known.written if self.keep else {}
@@ -154,6 +147,13 @@ class SettingsFile:
             if (setting.file, setting.pointer) == (self.name, pointer):
                 return stand_in(setting, value, self.today)
         return None
+
+
+def kinds_of(name: str) -> tuple[type, ...]:
+    """What the settings file `name` may hold."""
+    if name == "core-plugins.json":
+        return (dict, list)
+    return (list,) if "" in _SETS.get(name, ()) else (dict,)
 
 
 def plugins_by_name(value: Json) -> Json:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from session_agent.desktop import jsonfile
 from session_agent.desktop.merge import Json
+from session_agent.desktop.obsidian_settings import kinds_of
 from session_agent.errors import AgentError, UserFileError
 from session_agent.fsutil import durable
 from session_agent.model import printable
@@ -58,11 +59,11 @@ def read(folder: str, *, root_only: bool) -> Template:
             try:
                 data = durable.read_regular(path, FILE_LIMIT) or b""
                 if _SETTINGS.fullmatch(name):
-                    settings[name] = jsonfile.parse(data).value
+                    settings[name] = _settings(name, data)
                 else:
                     files[name] = data
             except ValueError as error:
-                problems.append(f"{printable(path)} is not valid JSON ({error}).")
+                problems.append(f"{printable(path)} is not understood: {error}.")
             except UserFileError as error:
                 problems.append(str(error))
             except OSError as error:
@@ -76,6 +77,13 @@ def read(folder: str, *, root_only: bool) -> Template:
     except OSError as error:
         problems.append(f"The Obsidian template {printable(folder)}: {error.strerror}.")
     return Template(settings, files, tuple(problems))
+
+
+def _settings(name: str, data: bytes) -> Json:
+    value = jsonfile.parse(data).value
+    if value is not None and not isinstance(value, kinds_of(name)):
+        raise ValueError(f"it holds a {type(value).__name__}, which is not expected there")
+    return value
 
 
 def _files(folder: str, problems: list[str], *, root_only: bool) -> Iterator[str]:

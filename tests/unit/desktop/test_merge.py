@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_agent.desktop.merge import Json, Remembered, merge, same
+from session_agent.desktop.merge import Json, Remembered, intend, merge, same
 
 KEYS = st.sampled_from("abcd")
 VALUES: st.SearchStrategy[Json] = st.sampled_from([1, True, "x", "y", None])
@@ -71,3 +71,19 @@ def test_the_users_values_survive_and_a_second_run_does_nothing(
     if remembered.seen_in(after) or not remembered.left:
         assert (dict(second.put), set(second.remove)) == ({}, set())
         assert second.remembered == remembered
+
+
+def test_runs_that_are_killed_one_after_the_other_keep_what_was_written() -> None:
+    known = intend(Remembered(), {}, Remembered({"a": "first"}))
+    known = intend(known, {"a": "first"}, Remembered({"a": "second"}))
+    for found in ("first", "second"):
+        merged = merge({"a": found}, {"a": "third"}, known, fresh=False)
+        assert dict(merged.put) == {"a": "third"}
+
+
+def test_what_a_killed_run_removed_was_not_removed_by_the_user() -> None:
+    known = intend(Remembered({"a": "ours"}), {"a": "ours"}, Remembered())
+    assert merge({"a": "ours"}, {}, known, fresh=False).remove == {"a"}
+    assert dict(merge({}, {"a": "ours"}, known, fresh=False).put) == {"a": "ours"}
+    known = intend(known, {}, Remembered({"b": "ours"}))
+    assert dict(merge({}, {"a": "ours"}, known, fresh=False).put) == {"a": "ours"}

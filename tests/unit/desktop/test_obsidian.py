@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_agent.desktop import jsonfile, obsidian, obsidian_bookmarks, obsidian_settings
-from session_agent.desktop.changes import Change
+from session_agent.desktop import jsonfile, obsidian_bookmarks, obsidian_settings
 from session_agent.desktop.jsonfile import Document
-from session_agent.desktop.memory import Memory
 from session_agent.desktop.merge import Json, Remembered, same
 from session_agent.desktop.obsidian_settings import APP, DEFAULT_CORE_PLUGINS, SettingsFile
-from session_agent.model import Branch
 from tests.support.branches import branches
-
-
-class Vault:
-    """A root branch, and an agent that sets it up."""
-
-    def __init__(self, folder: Path) -> None:
-        self.top = folder / "root"
-        self.memory = Memory(str(folder / "state"))
-
-    def apply(self, found: list[Branch] | None = None) -> list[Change]:
-        return obsidian.apply(str(self.top), found or [], self.memory)
-
-    def path(self, name: str) -> Path:
-        return self.top / ".obsidian" / f"{name}.json"
-
-    def read(self, name: str) -> Any:
-        return json.loads(self.path(name).read_bytes())
-
-    def write(self, name: str, value: object) -> None:
-        self.path(name).parent.mkdir(parents=True, exist_ok=True)
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.path(name).write_bytes(data)
+from tests.support.obsidian import Vault, changed, problems
 
 
 @pytest.fixture
 def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path)
-
-
-def problems(changes: list[Change]) -> list[str]:
-    return [change.problem for change in changes if change.problem]
-
-
-def changed(changes: list[Change]) -> list[str]:
-    return [os.path.basename(change.path) for change in changes if change.changed]
 
 
 def test_an_empty_vault_gets_everything_once(vault: Vault) -> None:
@@ -259,7 +226,8 @@ def test_json_is_written_as_it_was_read(value: Json) -> None:
 @given(SETTINGS, st.sampled_from(["app.json", "core-plugins.json"]))
 def test_settings_are_merged_without_loss(theirs: dict[str, Json], name: str) -> None:
     def render(current: Json, remembered: Remembered, fresh: bool) -> Any:
-        return SettingsFile(name).render(current, remembered, fresh)
+        rendered = SettingsFile(name).render(current, remembered, fresh)
+        return rendered.value, rendered.remembered
 
     value, remembered = render(theirs, Remembered(), True)
     assert list(value)[: len(theirs)] == list(theirs)
@@ -276,9 +244,10 @@ def test_settings_are_merged_without_loss(theirs: dict[str, Json], name: str) ->
 @given(st.lists(ITEMS, max_size=4), st.sampled_from([["a"], ["a", "b"], []]))
 def test_bookmarks_are_merged_without_loss(theirs: list[Json], names: list[str]) -> None:
     def render(value: Json, remembered: Remembered, *found: str) -> Any:
-        return obsidian_bookmarks.render(
+        rendered = obsidian_bookmarks.render(
             value, remembered, False, branches=branches(*found), now_ms=1
         )
+        return rendered.value, rendered.remembered
 
     first, remembered = render({"items": theirs}, Remembered(), *names)
     again, remembered_again = render(first, remembered, *names)
