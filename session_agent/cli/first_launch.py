@@ -59,7 +59,7 @@ def _summarise(report: Report) -> None:
         click.echo(f"{'warning':<10}{shown(warning)}")
     words = {
         StepState.OK: "Ok",
-        StepState.DEGRADED: "Degraded: something is missing, see above",
+        StepState.DEGRADED: "Degraded: something is missing, see above and `session-agent doctor`",
         StepState.FAILED: "Failed",
     }
     if report.dry:

@@ -14,6 +14,7 @@ import time
 from datetime import UTC, datetime
 
 from session_agent.model import printable
+from session_agent.redaction import redacted_document
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Audit:
         if self._path is None:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **values}) + "\n"
+        line = json.dumps({"time": now, "event": event, **redacted_document(values)}) + "\n"
         try:
             self._append(self._path, line.encode("ascii"))
         except OSError as error:

@@ -111,6 +111,12 @@ class TestAllIsWell:
 
 
 class TestFuse:
+    def test_it_is_not_needed_where_the_overlay_is_off(self, session: KasmSession) -> None:
+        session.settings["overlay"] = {"enabled": False}
+        checks = doctor(session)
+        assert_check(checks, "fuse", "ok", "overlay.enabled is false")
+        assert "fuse-device" not in checks
+
     def test_no_device(self, session: KasmSession) -> None:
         prefix = in_namespace(
             "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9"

@@ -93,3 +93,29 @@ def test_nothing_that_is_said_or_written_holds_a_secret(
     wrong = session.run("status")
     assert wrong.returncode == 1
     assert_clean("an error", wrong.stderr)
+
+
+def test_the_audit_trail_and_what_is_said_of_a_token_that_is_not_believed(
+    session: KasmSession,
+) -> None:
+    session.environment |= _ENVIRONMENT
+    keys, policy = session.base / "keys.pem", session.base / "policy.yaml"
+    keys.write_text("-----BEGIN PUBLIC KEY-----\nplanted-9-key\n-----END PUBLIC KEY-----\n")
+    policy.write_text(
+        "version: 1\nfolders:\n"
+        f"  - {{name: wiki, path: /srv/wiki, target: {session.vault}/wiki,"
+        " access: [{users: [ann, planted-2-identity], mode: ro}]}\n"
+    )
+    trail = session.base / "audit.jsonl"
+    session.settings["policy"] = {
+        "file": str(policy),
+        "jwt_keys": str(keys),
+        "audit_file": str(trail),
+    }
+    for words in ("first-launch", "status", "doctor"):
+        done = session.run(words)
+        assert done.stdout
+        assert_clean(words, done.stdout + done.stderr)
+    assert '"problem"' in trail.read_text()
+    for file in files_of(session):
+        assert_clean(str(file), file.read_text(errors="replace"))

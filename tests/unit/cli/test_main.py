@@ -213,7 +213,7 @@ class TestSummary:
             "          -> Add it.",
             "ok        bookmarks: changed, 3 places (/h/bookmarks)",
             r"warning   Something \x1b odd.",
-            "Degraded: something is missing, see above. (1.2 s)",
+            "Degraded: something is missing, see above and `session-agent doctor`. (1.2 s)",
         ]
 
     @pytest.mark.usefixtures("launched")
