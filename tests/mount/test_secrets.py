@@ -71,7 +71,12 @@ def test_nothing_that_is_said_or_written_holds_a_secret(
                 assert done.stdout
                 assert_clean(f"{words} {form}", done.stdout + done.stderr)
         bundle = session.base / "bundle.tar.gz"
+        agent_log = session.state_dir / "agent.log"
+        logged = agent_log.read_bytes()
+        with agent_log.open("a") as file:  # what any library may write to standard error
+            file.write("\n".join([*_ENVIRONMENT.values(), *_SOURCES.values()]))
         session.run("doctor", "--bundle", str(bundle))
+        agent_log.write_bytes(logged)
         with tarfile.open(bundle) as archive:
             for member in archive.getmembers():
                 content = archive.extractfile(member)
