@@ -73,8 +73,8 @@ def test_nothing_that_is_said_or_written_holds_a_secret(
         bundle = session.base / "bundle.tar.gz"
         agent_log = session.state_dir / "agent.log"
         logged = agent_log.read_bytes()
-        with agent_log.open("a") as file:  # what any library may write to standard error
-            file.write("\n".join([*_ENVIRONMENT.values(), *_SOURCES.values()]))
+        with agent_log.open("a") as noise:  # what any library may write to standard error
+            noise.write("\n".join([*_ENVIRONMENT.values(), *_SOURCES.values()]))
         session.run("doctor", "--bundle", str(bundle))
         agent_log.write_bytes(logged)
         with tarfile.open(bundle) as archive:
