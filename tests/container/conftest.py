@@ -1,0 +1,71 @@
+"""One engine and one image for all tests of containers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import engine as engines
+from tests.support.engine import ROOT, Engine
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """Running, with the base image."""
+    reason = engines.why_not()
+    if reason:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="engine-", dir="/var/tmp") as folder:
+        made = Engine(Path(folder))
+        running = made.running()
+        try:
+            running.__enter__()
+        except OSError as error:
+            pytest.skip(str(error))
+        try:
+            made.make_base()
+            yield made
+        finally:
+            running.__exit__(None, None, None)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The engine once it has the image; `said` is what the build has printed."""
+
+    engine: Engine
+    said: str
+
+
+@pytest.fixture(scope="session")
+def built(engine: Engine) -> Built:
+    """With the image that image/Dockerfile makes, from wheels."""
+    subprocess.run([ROOT / "dev", "wheels"], check=True, stdin=subprocess.DEVNULL, timeout=300)
+    return Built(engine, engine.build())
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """Folders of the host that containers mount: `engineering` and `wiki`, for user 1000."""
+    tmp_path.chmod(0o755)
+    for name in ("engineering", "wiki", "marketing"):
+        folder = tmp_path / name
+        folder.mkdir()
+        os.chown(folder, 1000, 1000)
+    (tmp_path / "wiki/page.md").write_text("the page")
+    return tmp_path
+
+
+def mounts(host: Path) -> tuple[str, ...]:
+    """Options that mount them into the vault."""
+    return (
+        *("--volume", f"{host}/engineering:/vault/engineering"),
+        *("--volume", f"{host}/marketing:/vault/marketing"),
+        *("--volume", f"{host}/wiki:/vault/wiki:ro"),
+    )

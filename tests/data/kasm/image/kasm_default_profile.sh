@@ -1,0 +1,4 @@
+#!/bin/bash
+# The first of the start scripts: the profile, then whatever comes next.
+[[ -e $HOME/.bashrc ]] || cp /etc/skel/.bashrc "$HOME/"
+exec "$@"
