@@ -68,7 +68,7 @@ def serve_vault(
         try:
             overlay.mount()
         except MountError as error:
-            raise explain(error) from error
+            raise explain(error, session.vault) from error
         if not vault.is_mounted(session.vault):
             raise MountError(
                 f"The vault's path {printable(session.vault)} leads elsewhere since just now.",

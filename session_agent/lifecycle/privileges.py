@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from session_agent.errors import MountError
+from session_agent.model import printable
 
 RUN_CONFIG = (
     '{"devices":["/dev/fuse:/dev/fuse:rwm"],"cap_add":["SYS_ADMIN"],'
@@ -40,8 +41,14 @@ def obstacle() -> MountError | None:
     return None
 
 
-def explain(error: MountError) -> MountError:
-    """A refused mount's error, with what such a mount usually lacks."""
+def explain(error: MountError, vault: str) -> MountError:
+    """A refused mount's error, with what such a mount at `vault` lacks, or usually lacks."""
+    if os.geteuid() != 0 and not os.access(vault, os.W_OK):
+        place = printable(vault)
+        return MountError(
+            f"{error.message} fusermount3 refuses a folder that the user cannot write: {place}.",
+            f"Let {place} belong to the user; in a read-only container: --tmpfs {place}:uid=1000.",
+        )
     return MountError(error.message, f"{error.hint} {_HINT}".lstrip())
 
 

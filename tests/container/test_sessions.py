@@ -104,7 +104,7 @@ def test_the_inode_moves_along(built: Built, host: Path, level: str) -> None:
 def test_a_read_only_container_with_limits(built: Built, host: Path) -> None:
     options = (
         *("--read-only", "--tmpfs", "/tmp", "--tmpfs", "/home/kasm-user:uid=1000,gid=0"),
-        *("--pids-limit", "64", "--memory", "256m"),
+        *("--tmpfs", "/vault:uid=1000", "--pids-limit", "64", "--memory", "256m"),
     )
     with built.engine.container(*FUSE, *options, *mounts(host)) as one:
         one.until(SERVED)

@@ -111,6 +111,24 @@ class TestPrivileges:
         assert privileges.RUN_CONFIG in done.stdout
 
     def test_the_remedy_is_told_with_a_refused_mount(self) -> None:
-        error = privileges.explain(MountError("Refused.", "Hm."))
+        error = privileges.explain(MountError("Refused.", "Hm."), "/tmp")
         assert error.message == "Refused."
         assert error.hint.startswith("Hm. Add to the workspace's run config: {")
+
+    def test_a_folder_that_fusermount3_refuses(self, tmp_path: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to be somebody else")
+        program = (
+            "from session_agent.lifecycle import privileges as p;"
+            "from session_agent.errors import MountError as M;"
+            f"e = p.explain(M('Refused.'), {str(tmp_path)!r}); print(e.message, e.hint)"
+        )
+        done = subprocess.run(
+            ["setpriv", "--reuid=1000", "--clear-groups", sys.executable, "-c", program],
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"that the user cannot write: {tmp_path}" in done.stdout
+        assert "--tmpfs" in done.stdout
