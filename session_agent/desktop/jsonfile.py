@@ -19,7 +19,7 @@ from session_agent.model import printable
 
 DEFAULT_INDENT = "  "  # Obsidian's own
 _DEPTH_LIMIT = 100
-_SETTLE_SECONDS = 0.4  # that a program takes, at most, to write a file of its own
+_SETTLE_SECONDS = 0.2  # that a program takes, at most, to write a file of its own
 
 
 @dataclass(frozen=True, slots=True)

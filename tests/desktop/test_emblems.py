@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,14 @@ from session_agent.desktop import emblems
 from session_agent.desktop.bus import Desktop
 from session_agent.desktop.changes import Change
 from session_agent.desktop.dry_run import dry_run
-from session_agent.desktop.memory import LOCK_NAME, Memory
+from session_agent.desktop.memory import FILE_NAME, LOCK_NAME, Memory
 from session_agent.fsutil import bounded
 from session_agent.model import Branch, MountState, SessionUser
 from tests.support import storage
 from tests.support.as_user import home_of
 from tests.support.branches import branch, branches
 from tests.support.desktop import Bus, session_bus
+from tests.support.kills import killed_at
 
 USER = 1000
 AS_USER = SessionUser("user", USER, USER, (), "/")
@@ -183,3 +185,70 @@ def test_a_state_folder_of_somebody_else_is_told(bus: Bus, vault: Path) -> None:
     assert not (state / LOCK_NAME).exists()
     # Without a memory what is there is taken over, so nothing is lost and nothing added.
     assert not give(bus, vault, branches("a")).changed
+
+
+def not_utf8(path: Path) -> None:
+    path.write_bytes(b'{"files": "\xff"}')
+    os.chown(path, USER, USER)
+
+
+def nonsense(path: Path) -> None:
+    files = {f"{path.parents[1]}/.local/share/gvfs-metadata": {"written": {"/x": 3, "y": [1]}}}
+    path.write_text(json.dumps({"files": files}))
+    os.chown(path, USER, USER)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def roots_own(path: Path) -> None:
+    path.write_text('{"files": {}}')
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("make", [not_utf8, nonsense, fifo, roots_own, link])
+def test_a_memory_that_is_no_use_keeps_no_emblem_away(
+    bus: Bus, vault: Path, make: Callable[[Path], None]
+) -> None:
+    state = vault.parent / "state"
+    state.mkdir()
+    os.chown(state, USER, USER)
+    make(state / FILE_NAME)
+    before = (state / FILE_NAME).lstat()
+    change = give(bus, vault, branches("a", "b"))
+    assert change.changed
+    if make is not nonsense:
+        assert str(state / FILE_NAME) in change.problem
+    else:
+        assert "/x" not in bus.run("gio", "info", vault / "a")
+    assert bus.emblems(vault / "a") == {"session-agent-storage"}
+    if make in (fifo, roots_own, link):
+        assert (state / FILE_NAME).lstat().st_ino == before.st_ino
+    assert not give(bus, vault, branches("a", "b")).changed
+
+
+def test_a_kill_at_any_step(bus: Bus, vault: Path) -> None:
+    theirs = {"emblem-important"}
+    bus.run("gio", "set", "-t", "stringv", vault / "a", "metadata::emblems", *theirs)
+
+    def step() -> None:
+        os.setgroups([])
+        os.setgid(USER)
+        os.setuid(USER)
+        memory = Memory(str(vault.parent / "state"))
+        emblems.apply(Desktop(os.getpid(), bus.environment), str(vault), branches("a", "b"), memory)
+
+    number = 1
+    while killed_at(number, vault.parent, step):
+        assert theirs <= bus.emblems(vault / "a")
+        assert give(bus, vault, branches("a", "b")).problem == ""
+        assert bus.emblems(vault / "a") == {"session-agent-storage", *theirs}
+        assert bus.emblems(vault / "b") == {"session-agent-storage"}
+        give(bus, vault, [])
+        assert (bus.emblems(vault / "a"), bus.emblems(vault / "b")) == (theirs, set())
+        number += 1
+    assert number > 6

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.session import KasmSession, kasm_session, step
+from tests.support.session import USER, KasmSession, kasm_session, step
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -73,3 +73,33 @@ def test_for_people_it_is_a_diff(session: KasmSession) -> None:
     assert f"ok        bookmarks: would change, 4 places ({bookmarks})" in done.stdout
     assert lines[-1].startswith("Ok. Nothing was done.")
     assert not Path(session.vault / "new/.obsidian").exists()
+
+
+def test_a_template_is_shown_as_differences_and_then_does_what_they_say(
+    session: KasmSession,
+) -> None:
+    template = session.base / "template"
+    (template / "snippets").mkdir(parents=True)
+    (template / "app.json").write_text('{"vimMode": true, "attachmentFolderPath": "wiki/files"}')
+    (template / "daily-notes.json").write_text('{"folder": "absent/days"}')
+    (template / "snippets/a.css").write_text("body {}\n")
+    session.first_launch(0)
+    session.settings["obsidian"] = {"template": str(template)}
+    told = {s["name"]: s["difference"] for s in dry(session)["steps"] if s["difference"]}
+    assert '+  "vimMode": true' in told["Obsidian app.json"]
+    assert '+  "folder": "_inbox"' in told["Obsidian daily-notes.json"]
+    assert "+body {}" in told["Obsidian template"]
+    assert not (session.root_branch / ".obsidian/snippets").exists()
+    report = session.first_launch(0)
+    assert {s["name"] for s in report["steps"] if s["changed"]} == set(told)
+    settings = session.vault / ".obsidian"
+    app = json.loads((settings / "app.json").read_text())
+    # wiki is mounted, but new files cannot be made there.
+    assert (app["vimMode"], app["attachmentFolderPath"]) == (True, "_inbox/attachments")
+    assert (settings / "snippets/a.css").read_text() == "body {}\n"
+    assert (settings / "snippets/a.css").stat().st_uid == USER
+    assert not session.first_launch(0)["changed"]
+    template.chmod(0o777)
+    degraded = session.first_launch(2)
+    assert "others than root can change" in step(degraded, "Obsidian template")["detail"]
+    assert not degraded["changed"]

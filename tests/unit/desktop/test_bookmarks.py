@@ -318,7 +318,7 @@ def test_apply_remembers_what_the_user_removed(tmp_path: Path) -> None:
 def test_ten_thousand_lines(tmp_path: Path) -> None:
     file = Path(bookmarks.bookmarks_path(str(tmp_path)))
     file.parent.mkdir()
-    foreign = b"".join(b"file:///home/u/%d\xff Place %d\n" % (i, i) for i in range(9_000))
+    foreign = b"".join(b"file:///home/u/%d\xff Place %d\n" % (i, i) for i in range(10_000))
     same_place = b"file:///vault/a Mine\n" * 1_000
     file.write_bytes(foreign + same_place)
     memory = Memory(str(tmp_path / "state"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_agent.desktop import jsonfile, obsidian_bookmarks, obsidian_settings
+from session_agent.desktop import jsonfile, obsidian, obsidian_bookmarks, obsidian_settings
 from session_agent.desktop.jsonfile import Document
 from session_agent.desktop.merge import Json, Remembered, same
 from session_agent.desktop.obsidian_settings import APP, DEFAULT_CORE_PLUGINS, SettingsFile
@@ -255,3 +255,14 @@ def test_bookmarks_are_merged_without_loss(theirs: list[Json], names: list[str])
     assert remembered_again == remembered
     last, _ = render(first, remembered)
     assert same(last["items"], theirs)
+
+
+def test_the_vault_is_one_whether_reached_through_the_overlay_or_beside_it(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    through = tmp_path / "vault"
+    through.symlink_to(vault.top, target_is_directory=True)
+    obsidian.apply(str(vault.top), branches("a", "b"), vault.memory, known_as="/vault")
+    after = obsidian.apply(str(through), branches("b"), vault.memory, known_as="/vault")
+    assert changed(after) == ["bookmarks.json"]
+    (group,) = vault.read("bookmarks")["items"]
+    assert [item["path"] for item in group["items"]] == ["b"]
