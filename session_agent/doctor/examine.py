@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import session_agent
-from session_agent.doctor import desktop, fuse, limits, storage, vault
+from session_agent.doctor import desktop, fuse, kasm, limits, storage, vault
 from session_agent.doctor.checks import Check, Context, Examine, State, fail, ok
 from session_agent.errors import AgentError, SettingsError, TimeLimitError
 from session_agent.fsutil import bounded
@@ -35,8 +35,10 @@ _CHECKS: tuple[tuple[str, Examine, bool], ...] = (
     ("session-bus", desktop.session_bus, True),
     ("gvfs", desktop.gvfs, False),
     ("file-chooser", desktop.file_chooser, False),
+    ("kasm-log", kasm.session_log, False),
     ("obsidian-plugin", desktop.obsidian_plugin, True),
 )
+_NOT_VITAL = frozenset({"clock", "inotify", "session-bus", "kasm-log", "obsidian-plugin"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +107,18 @@ def _settings(loaded: Loaded, problem: SettingsError | None) -> list[Check]:
 
 
 def _failed(name: str, error: Exception) -> Check:
+    state = State.WARN if name in _NOT_VITAL else State.FAIL
     if isinstance(error, TimeLimitError):
         return Check(
             name,
-            State.FAIL,
+            state,
             f"no answer within {_SECONDS:g} s",
             "What it looks at hangs: the home, a mount, or the agent.",
             "See `mounts` and `home`; on the host: cat /proc/PID/stack of what hangs.",
         )
     hint = error.hint if isinstance(error, AgentError) else ""
     text = error.message if isinstance(error, AgentError) else str(error)
-    return Check(name, State.FAIL, printable(text), "It could not be looked at.", hint)
+    return Check(name, state, printable(text), "It could not be looked at.", hint)
 
 
 def _clean(check: Check) -> Check:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import storage
+from tests.support.kasm_api import kasm_api
 from tests.support.session import ROOT, USER, KasmSession, fuse_device, kasm_session
 from tests.support.stub_fuse import stub_fuse
 
@@ -359,6 +360,22 @@ class TestDesktop:
         assert_check(doctor(session), "obsidian-plugin", "ok", "is switched on")
         enabled.write_text("[")
         assert_check(doctor(session), "obsidian-plugin", "warn", "cannot be read", "Obsidian")
+
+
+class TestKasmsLog:
+    def test_it_is_not_set(self, session: KasmSession) -> None:
+        assert_check(doctor(session), "kasm-log", "ok", "not both set")
+
+    def test_a_certificate_and_a_port(self, session: KasmSession, tmp_path: Path) -> None:
+        session.environment |= {"KASM_API_HOST": "127.0.0.1", "KASM_API_JWT": "planted-token"}
+        with kasm_api(tmp_path) as api:
+            session.environment["KASM_API_PORT"] = str(api.port)
+            checks = doctor(session)
+            assert_check(checks, "kasm-log", "warn", "is not trusted", "log.kasm_ca_file")
+            session.settings["log"] = {"kasm_ca_file": str(api.certificate)}
+            assert_check(doctor(session), "kasm-log", "ok", "is trusted")
+            assert api.requests == []
+        assert_check(doctor(session), "kasm-log", "warn", "refused", "KASM_API_PORT")
 
 
 class TestSettings:
