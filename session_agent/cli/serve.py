@@ -29,14 +29,14 @@ def command(config: str | None, as_json: bool, ready_fd: int | None) -> int:
     For debugging and for service managers; `first-launch` starts it in the background. The log goes
     to standard error, and to agent.log in the state directory.
     """
-    from session_agent.lifecycle import daemon, logs  # noqa: PLC0415 - not for `--help`
+    from session_agent.lifecycle import daemon, handover, logs  # noqa: PLC0415 - not for `--help`
 
     waiting = ready_fd
 
     def ready() -> None:
         nonlocal waiting
         if waiting is not None:
-            daemon.report(waiting, daemon.Report(ready=True))
+            daemon.report(waiting, handover.Report(ready=True))
             waiting = None
         elif as_json:
             click.echo('{"ready": true}')
@@ -50,7 +50,7 @@ def command(config: str | None, as_json: bool, ready_fd: int | None) -> int:
         serve(loaded, to_log=ready_fd is not None, ready=ready)
     except AgentError as error:
         if waiting is not None:
-            daemon.report(waiting, daemon.Report(False, error.message, error.hint))
+            daemon.report(waiting, handover.Report(False, error.message, error.hint))
         raise
     except Exception:
         logging.getLogger(__name__).exception("the agent ends")

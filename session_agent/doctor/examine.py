@@ -13,9 +13,9 @@ from session_agent.doctor.checks import Check, Context, Examine, State, fail, ok
 from session_agent.errors import AgentError, SettingsError, TimeLimitError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle import session as sessions
-from session_agent.lifecycle import vault as vaults
 from session_agent.lifecycle.session import Place
 from session_agent.model import printable
+from session_agent.overlay import connection
 from session_agent.redaction import redacted
 from session_agent.settings import Loaded
 
@@ -84,7 +84,7 @@ def examine(loaded: Loaded, problem: SettingsError | None = None) -> Findings:
             "user", printable(text), "Without the session user nothing can be done.", hint
         )
         return Findings(tuple(map(_clean, first)), None)
-    context = Context(loaded, place, vaults.is_mounted(place.vault), os.geteuid() == 0)
+    context = Context(loaded, place, connection.is_mounted(place.vault), os.geteuid() == 0)
     how = "for whom root acts" if context.root and place.user.uid else "who is the caller"
     first += ok("user", f"{printable(place.user.name)} ({place.user.uid}), {how}")
     steps = {

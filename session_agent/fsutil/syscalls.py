@@ -13,6 +13,9 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+MS_NOSUID = 2
+MS_NODEV = 4
 
 SYNC_FILE_RANGE_WRITE = 2
 
@@ -157,6 +160,13 @@ def touch_at(folder: int, name: bytes, *, modified: bool) -> None:
     times[1], times[3] = (_UTIME_OMIT if modified else _UTIME_NOW), _UTIME_NOW
     if _utimensat_slow(folder, name, times, _AT_SYMLINK_NOFOLLOW):
         _raise(name)
+
+
+def mount(source: str, path: str, fstype: str, flags: int, data: str) -> None:
+    """mount(2)."""
+    encoded = os.fsencode(path)
+    if _mount(os.fsencode(source), encoded, fstype.encode(), flags, data.encode()):
+        _raise(encoded)
 
 
 def unmount(path: str, flags: int = 0) -> None:

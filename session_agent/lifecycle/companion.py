@@ -34,7 +34,7 @@ from session_agent.desktop.notify import notify
 from session_agent.errors import AgentError
 from session_agent.fsutil import bounded
 from session_agent.lifecycle.move_status import MoveStatus
-from session_agent.lifecycle.notices import notices
+from session_agent.lifecycle.notices import ICON_FAILED, notices
 from session_agent.lifecycle.report import StepState
 from session_agent.lifecycle.session import Place
 from session_agent.lifecycle.writers import follow
@@ -56,6 +56,7 @@ _FOLLOW_SECONDS = 2.0  # for the files in the home, and again for those in the v
 class _Message(msgspec.Struct, frozen=True):
     branches: list[Branch] | None = None
     move: MoveStatus | None = None
+    fault: str = ""
 
 
 class Companion:
@@ -72,6 +73,10 @@ class Companion:
     def tell_move(self, move: MoveStatus) -> None:
         """A move has ended that the user should hear of."""
         self._send(_Message(move=move))
+
+    def tell_fault(self, text: str) -> None:
+        """The vault is served no more."""
+        self._send(_Message(fault=text))
 
     def _send(self, message: _Message) -> None:
         # Full, or gone: it hears of the next change, or cannot be helped.
@@ -162,6 +167,11 @@ class _Work:
         if message.move is not None and len(self._moves) < _MOVES_LIMIT:
             self._moves.append(message.move)
             self._tell_moves_at = self._tell_moves_at or time.monotonic() + _GATHER
+        if message.fault and self._desktop is not None:
+            try:
+                notify(self._desktop, "The vault is not available", message.fault, icon=ICON_FAILED)
+            except AgentError as error:
+                log.warning("%s", error)
         return True
 
     def _take_branches(self, branches: list[Branch]) -> None:

@@ -5,36 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
 
 from session_agent.errors import ControlError
-from session_agent.fsutil.credentials import acting_as
-from session_agent.lifecycle import control, state
+from session_agent.lifecycle import control
 from session_agent.lifecycle.control import Answer, Request, StatusDocument, Verb
+from session_agent.lifecycle.listening import CLIENTS
 from session_agent.model import SessionUser
 
 log = logging.getLogger(__name__)
 
 _CLIENT_SECONDS = 5.0  # from connect to the answer's last byte
-_CLIENTS = 16  # served at a time; more are turned away, unless they are root's
 
 Handler = Callable[[str], Awaitable[StatusDocument]]
 """Is given the request's argument. Raises ControlError with what the client is told instead."""
 
 
 class ControlServer:
-    """Listens in the state directory `folder`. `handlers` is called in the trio thread, by verb.
+    """Listens at the bound socket `server`. `handlers` is called in the trio thread, by verb.
 
     `reserved` are the verbs that only root, or who runs the agent, may use.
     """
 
     def __init__(
         self,
-        folder: int,
+        server: socket.socket,
         user: SessionUser,
         handlers: dict[Verb, Handler],
         reserved: frozenset[Verb] = frozenset(),
@@ -43,7 +41,8 @@ class ControlServer:
         self._reserved = reserved
         self._trusted = {0, os.geteuid(), user.uid}
         self._clients = 0
-        self._socket = _listen(folder, user)
+        self._socket = server
+        self._socket.listen(CLIENTS)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -52,7 +51,7 @@ class ControlServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         """One client. Whatever it does, it harms nobody but itself."""
-        if self._clients >= _CLIENTS and control.peer(stream.getsockopt)[1] != 0:
+        if self._clients >= CLIENTS and control.peer(stream.getsockopt)[1] != 0:
             await stream.aclose()
             return
         self._clients += 1
@@ -103,34 +102,3 @@ class ControlServer:
             # A question that the agent cannot bear must not end the vault.
             log.exception("%s failed unexpectedly", request.verb)
             return Answer(error="The agent failed at it; its log says where.")
-
-
-def _listen(folder: int, user: SessionUser) -> socket.socket:
-    """A listening socket, in place of the one that an earlier agent left."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with acting_as(user):
-            with suppress(FileNotFoundError):
-                _remove_socket(folder)
-            # What bind(2) creates has the permissions that the umask leaves.
-            before = os.umask(0o177)
-            try:
-                server.bind(control.address(folder))
-            finally:
-                os.umask(before)
-        server.listen(_CLIENTS)
-        server.setblocking(False)
-    except OSError as error:
-        server.close()
-        raise ControlError(
-            f"The control socket cannot be made: {error.strerror}.",
-            "Set `state_dir` to a folder on a local file system.",
-        ) from None
-    return server
-
-
-def _remove_socket(folder: int) -> None:
-    if stat.S_ISDIR(os.stat(state.SOCKET, dir_fd=folder, follow_symlinks=False).st_mode):
-        os.rmdir(state.SOCKET, dir_fd=folder)
-    else:
-        os.unlink(state.SOCKET, dir_fd=folder)

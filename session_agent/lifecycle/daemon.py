@@ -21,22 +21,16 @@ import msgspec
 import session_agent
 from session_agent.errors import AgentError, ControlError, MountError, TimeLimitError
 from session_agent.lifecycle import control, vault
+from session_agent.lifecycle.handover import Report
 from session_agent.lifecycle.session import Place
 from session_agent.model import printable
+from session_agent.overlay import connection
 from session_agent.redaction import redacted
 from session_agent.settings import Loaded
 
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _NOISE_LIMIT = 64 * 1024  # bytes of standard error that are kept
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What the daemon answers: the vault is ready, or why it is not."""
-
-    ready: bool
-    message: str = ""
-    hint: str = ""
 
 
 def start(loaded: Loaded, time_limit: float) -> None:
@@ -57,21 +51,26 @@ def start(loaded: Loaded, time_limit: float) -> None:
     try:
         report, noise = _await_report(reading, deadline)
     except BaseException:
-        process.kill()
+        _kill_started(process)
         raise
     finally:
         os.close(reading)
     if report is not None and report.ready:
         process.returncode = 0  # it is not ours to wait for any more
         return
-    process.kill()
+    _kill_started(process)
+    if report is not None:
+        raise MountError(report.message, report.hint)
+    raise _unexplained(noise, time_limit, late=time.monotonic() >= deadline)
+
+
+def _kill_started(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):  # all that it has forked, too: they are a group of their own
+        os.killpg(process.pid, signal.SIGKILL)
     try:
         process.wait(1.0)
     except subprocess.TimeoutExpired:
         process.returncode = -signal.SIGKILL  # stuck in the system; it ends when that lets go
-    if report is not None:
-        raise MountError(report.message, report.hint)
-    raise _unexplained(noise, time_limit, late=time.monotonic() >= deadline)
 
 
 def _spawn(config: str, report_to: int) -> subprocess.Popen[bytes]:
@@ -151,7 +150,7 @@ def stop(place: Place, *, force: bool = False, grace_seconds: float = 0.0) -> bo
 
 
 def _remove_leftover(place: Place) -> bool:
-    if not vault.is_mounted(place.vault):
+    if not connection.is_mounted(place.vault):
         return False
     return vault.take_over(place.vault, place.user)
 
@@ -169,18 +168,35 @@ def wait_for_end(pid: int, time_limit: float) -> bool:
 
 
 def _kill(place: Place, pid: int) -> None:
-    process = os.pidfd_open(pid)
+    """Kill the agent, and whoever of it goes on as the agent then."""
+    for number in (signal.SIGQUIT, signal.SIGKILL, signal.SIGKILL):
+        # By SIGQUIT the supervising process kills the other; should it not, that is the agent next.
+        if not _signal(place, pid, number):
+            return
+        running = control.consult(place)
+        if running is None or running.pid <= 0:
+            return
+        pid = running.pid
+    raise ControlError(
+        f"Process {pid} cannot be killed: it waits for a file system that hangs.",
+        f"Root can end that: umount -f -l {printable(place.vault)}",
+    )
+
+
+def _signal(place: Place, pid: int, number: signal.Signals) -> bool:
+    """Send it to the agent, and wait a while for its end. False if that is not the agent any more."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
     try:
         # Still the same process? Its number may have been given to another one meanwhile.
         running = control.consult(place)
         if running is None or running.pid != pid:
-            return
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        if not select.select([process], [], [], _STOP_SECONDS)[0]:
-            raise ControlError(
-                f"Process {pid} cannot be killed: it waits for a file system that hangs.",
-                f"Root can end that: umount -f -l {printable(place.vault)}",
-            )
+            return False
+        signal.pidfd_send_signal(process, number)
+        select.select([process], [], [], _STOP_SECONDS)
+        return True
     finally:
         os.close(process)
 

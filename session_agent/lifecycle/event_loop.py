@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 import trio
 
 from session_agent.errors import MountError
-from session_agent.fsutil.credentials import acting_as
-from session_agent.lifecycle import journals, status, vault
+from session_agent.lifecycle import journals, status
 from session_agent.lifecycle.audit import Audit
 from session_agent.lifecycle.companion import Companion
 from session_agent.lifecycle.control import StatusDocument, Verb
 from session_agent.lifecycle.control_server import ControlServer, Handler
 from session_agent.lifecycle.enforcement import Enforcement
+from session_agent.lifecycle.handover import Handover, Report
 from session_agent.lifecycle.live_moves import LiveMoves
+from session_agent.lifecycle.orphan import Orphan
 from session_agent.lifecycle.permissions import Permissions
-from session_agent.lifecycle.privileges import explain
-from session_agent.model import MountState, Session, SessionUser, printable
+from session_agent.model import MountState, Session, printable
 from session_agent.moves import strategy
 from session_agent.moves.copiers import Copiers
 from session_agent.overlay.accepted import MoveOptions
@@ -36,53 +36,36 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _USABLE_SECONDS = 5.0  # from the mount to the first answer of the vault
 
 
-def serve_vault(
-    loaded: Loaded,
-    user: SessionUser,
-    session: Session,
-    folder: int,
-    helper: Companion,
-    copiers: Copiers,
-    ready: Callable[[], None],
-) -> None:
-    """Mount the vault and serve it until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
+def serve_vault(given: Handover, copiers: Copiers) -> None:
+    """Serve the vault, which is mounted, until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
 
-    `folder` is the state directory's descriptor. `ready` is called once the vault answers. Raises
-    MountError where the vault cannot be served.
+    Raises MountError where the vault cannot be served.
     """
     # From here on a signal must unmount; it waits until the event loop can be told.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    journal, problems = journals.open_journal(folder, user)
+    loaded, session, user = given.loaded, given.session, given.session.user
+    journal, problems = journals.open_journal(given.folder, user)
     enforcement = _enforcement(loaded, session)
     limits = None if enforcement is None else Limits(enforcement.roots, enforcement.refused)
-    options = _options(loaded.settings, helper, copiers)
+    options = _options(loaded.settings, given.helper, copiers)
     overlay = Overlay(session, options, journal=journal, limits=limits)
+    orphan = Orphan(given)
     try:
-        # With the user's rights: a branch behind a folder that is closed to them stays closed.
-        with acting_as(user):
-            problems += overlay.open_branches()
+        problems += overlay.open_branches(given.roots)
         problems += journals.told(overlay.recover())
-        warnings = (*session.warnings, *problems)
+        warnings = (*session.warnings, *given.warnings, *problems)
         for warning in warnings:
             log.warning("%s", warning)
-        try:
-            overlay.mount()
-        except MountError as error:
-            raise explain(error, session.vault) from error
-        if not vault.is_mounted(session.vault):
-            raise MountError(
-                f"The vault's path {printable(session.vault)} leads elsewhere since just now.",
-                "Let nobody but root and the session user change the folders above it.",
-            )
+        overlay.mount(given.connection)
         moves = LiveMoves(overlay, journal, session.vault)
-        moves.tell_ends(helper.tell_move)
+        moves.tell_ends(given.helper.tell_move)
         served = _Served(overlay, moves, session, warnings, enforcement)
-        usable = trio.run(_main, served, helper, folder, ready)
+        usable = trio.run(_main, served, given, orphan)
     finally:
         overlay.close()
         if journal is not None:
             journal.close()
-    log.info("the vault %s is unmounted", printable(session.vault))
+        orphan.unmount()
     if not usable:
         raise MountError(f"The vault {printable(session.vault)} was mounted but did not answer.")
 
@@ -140,15 +123,10 @@ def _options(settings: Settings, helper: Companion, copiers: Copiers) -> Overlay
     )
 
 
-async def _main(
-    served: _Served,
-    helper: Companion,
-    folder: int,
-    ready: Callable[[], None],
-) -> bool:
+async def _main(served: _Served, given: Handover, orphan: Orphan) -> bool:
     """Serve until told to stop. Returns whether the vault was usable at first."""
     usable = True
-    overlay, session = served.overlay, served.whole
+    overlay, session, helper = served.overlay, served.whole, given.helper
 
     async def announce() -> None:
         """Asked in a thread, for it is this one that gives the answer."""
@@ -160,7 +138,7 @@ async def _main(
             overlay.stop()
             return
         log.info("the vault %s is ready", printable(session.vault))
-        ready()
+        given.report(Report(ready=True))
 
     def tell_companion() -> None:
         states = overlay.branch_states()
@@ -176,9 +154,10 @@ async def _main(
         handlers = _handlers(served.document, stop, served.moves)
         # Whoever ends the vault uncovers what it lies over.
         reserved: frozenset[Verb] = frozenset({"stop"} if served.enforcement is not None else ())
-        server = ControlServer(folder, session.user, handlers, reserved)
+        server = ControlServer(given.control, session.user, handlers, reserved)
         nursery.start_soon(_stop_on_signal, overlay)
         nursery.start_soon(server.run)
+        nursery.start_soon(orphan.watch)
         nursery.start_soon(announce)
         nursery.start_soon(overlay.watch_branches, tell_companion)
         if served.enforcement is not None:

@@ -1,4 +1,4 @@
-"""The process that serves the vault, one for a state directory: what comes before the mount."""
+"""`serve`, one for a state directory: what comes before the mount."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from session_agent.errors import ControlError
-from session_agent.lifecycle import companion, logs, state, vault
+from session_agent.fsutil.credentials import acting_as
+from session_agent.lifecycle import companion, listening, logs, state, vault
 from session_agent.lifecycle import session as sessions
+from session_agent.lifecycle.handover import Handover
 from session_agent.lifecycle.session import Place
+from session_agent.lifecycle.supervisor import Supervisor
 from session_agent.model import Session, printable
-from session_agent.moves import copier_process
+from session_agent.overlay.roots import open_roots
 from session_agent.settings import Loaded
 
 log = logging.getLogger(__name__)
 
 
 def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
-    """Serve the vault until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
+    """See to it that the vault is served until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
 
     `ready` is called once the vault answers. With `to_log`, standard error goes to the state
     directory's log alone, from early on. Raises an AgentError where the vault cannot be served.
@@ -38,17 +41,16 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
         log.warning("took over the mount that a killed agent left at %s", printable(place.vault))
         log.warning("programs with files open in it must open them again")
     session = _prepared(loaded, place)
+    with acting_as(place.user):  # a branch behind a folder that is closed to the user stays closed
+        roots = open_roots(session)
+    # Before there is a connection to the kernel, which the companion must not have.
     helper = companion.start(place, loaded.environment.cloud_mounts)
-    copying = copier_process.start()
     try:
-        logs.to_kasm(loaded)
-        # Only now, so that the companion is small: these are large libraries.
-        from session_agent.lifecycle.event_loop import serve_vault  # noqa: PLC0415
-
-        serve_vault(loaded, place.user, session, folder, helper, copying, ready)
+        control = listening.bind(folder, place.user)
+        Supervisor(Handover(loaded, session, folder, roots, helper, control)).run(ready)
     finally:
-        copying.end()
         helper.end()
+    log.info("the vault %s is unmounted", printable(session.vault))
 
 
 def _prepared(loaded: Loaded, place: Place) -> Session:

@@ -17,6 +17,7 @@ from session_agent.lifecycle.move_status import MoveStatus, as_many_as_fit
 from session_agent.lifecycle.session import Place
 from session_agent.model import MountState, Session, printable
 from session_agent.mounts.names import below
+from session_agent.overlay import connection
 from session_agent.redaction import redacted
 
 
@@ -64,7 +65,7 @@ def document(place: Place) -> StatusDocument:
         return msgspec.structs.replace(running.document, pid=running.pid)
     if running is not None:
         return StatusDocument("degraded", shown, running.pid, warnings=(running.problem,))
-    if not vault.is_mounted(place.vault):
+    if not connection.is_mounted(place.vault):
         return StatusDocument("stopped", shown)
     if vault.state(place.vault, place.user) is MountState.ALIVE:
         warning = f"{shown} is served by an agent with another state directory."

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import subprocess
 
 from session_agent.errors import MountError, SettingsError, TimeLimitError
-from session_agent.fsutil import bounded, syscalls
+from session_agent.fsutil import bounded
 from session_agent.fsutil.credentials import acting_as
 from session_agent.lifecycle.session import ASK_SECONDS
 from session_agent.model import MountState, SessionUser, printable
 from session_agent.mounts import mountinfo
 from session_agent.mounts.names import below
-from session_agent.mounts.tree import OWN_FSTYPE
+from session_agent.overlay import connection
 
 UNMOUNT_SECONDS = 3.0
-_UMOUNT_NOFOLLOW = 8  # umount2(2)
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # What root must not cover with, or create for, a tree that the session user writes.
@@ -26,12 +23,6 @@ _SYSTEM = (
     *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc"),
     *("/root", "/run", "/sbin", "/sys", "/usr", "/var"),
 )
-
-
-def is_mounted(vault: str) -> bool:
-    """Whether the uppermost mount at `vault` is the agent's own, alive or not."""
-    here = [entry for entry in mountinfo.read() if entry.path == vault]
-    return bool(here) and here[-1].fstype == OWN_FSTYPE
 
 
 def state(vault: str, user: SessionUser) -> MountState:
@@ -58,7 +49,7 @@ def take_over(vault: str, user: SessionUser) -> bool:
     Raises MountError if another one does, or if the mount cannot be removed.
     """
     found = False
-    while is_mounted(vault):
+    while connection.is_mounted(vault):
         if state(vault, user) is MountState.ALIVE:
             raise MountError(
                 f"The vault {printable(vault)} is served by another agent.",
@@ -75,29 +66,13 @@ def unmount(vault: str, *, lazy: bool) -> None:
     Raises MountError, for one if files in it are open and it is not to be done lazily.
     """
     try:
-        bounded.run(lambda: _unmount(vault, lazy), int, time_limit=UNMOUNT_SECONDS)
+        bounded.run(
+            lambda: connection.unmount(vault, lazy=lazy), type(None), time_limit=UNMOUNT_SECONDS
+        )
     except TimeLimitError:
         raise MountError(f"Unmounting {printable(vault)} does not come to an end.") from None
     except OSError as error:
         raise MountError(f"{printable(vault)} cannot be unmounted: {error.strerror}.") from None
-
-
-def _unmount(vault: str, lazy: bool) -> int:
-    if os.geteuid() == 0:
-        syscalls.unmount(vault, _UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
-        return 0
-    program = shutil.which("fusermount3")
-    if program is None:
-        raise MountError("fusermount3 is not installed.", "Install the package fuse3.")
-    command = [program, "-u", *(["-z"] if lazy else []), "--", vault]
-    done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        reason = done.stderr.decode(errors="backslashreplace").strip() or "no reason given"
-        raise MountError(
-            f"{printable(vault)} cannot be unmounted: {reason}",
-            "If root mounted it, root has to unmount it.",
-        )
-    return 0
 
 
 def prepare(vault: str, user: SessionUser) -> None:

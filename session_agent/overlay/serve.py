@@ -13,33 +13,29 @@ from dataclasses import asdict, dataclass, field
 import pyfuse3
 import trio
 
-from session_agent.errors import MountError, TimeLimitError
-from session_agent.fsutil import bounded
-from session_agent.fsutil.at import FOLDER
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.model import Branch, Mode, MountKind, MountState, Session
 from session_agent.mounts import mountinfo
+from session_agent.mounts.tree import OWN_FSTYPE
 from session_agent.moves.journal import Journal
 from session_agent.moves.record import Record
 from session_agent.moves.recover import Finding
 from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
+from session_agent.overlay.connection import connect, is_mounted, unmount
 from session_agent.overlay.limited import LimitedOperations
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.operations import VaultOperations
 from session_agent.overlay.recovering import Recovery
 from session_agent.overlay.restricting import restrict
+from session_agent.overlay.roots import Roots, open_roots
 from session_agent.overlay.vault import Vault
 from session_agent.policy.limit import Limit
 
 log = logging.getLogger(__name__)
 
-FSTYPE = "fuse.session-agent"
-SOURCE = "session-agent"
-
 _READ_AHEAD = "/sys/class/bdi/{}/read_ahead_kb"
-_FUSE_CONF = "/etc/fuse.conf"
 _WATCH_SECONDS = 2.0
 _WORKERS = 32  # requests that may wait for remote branches at the same time
 
@@ -80,28 +76,24 @@ class Overlay:
         self._journal = journal
         self._vault: Vault | None = None
         self._mounted = False
+        self._unmounts = True
         self._recovery: Recovery | None = None
 
-    def open_branches(self) -> list[str]:
-        """Open every branch, before the overlay covers their paths. Answers what could not be opened.
+    def open_branches(self, roots: Roots | None = None) -> list[str]:
+        """Take the branches' roots, or open them, before the overlay covers their paths.
 
-        MountError if the root branch cannot be opened: without it there is no vault.
+        Answers what could not be opened. MountError if the root branch cannot: without it there is no vault.
         """
         descriptors = _allow_many_descriptors()
         warnings: list[str] = []
-        root = Branch("", self._session.root_branch, Mode.RW, MountState.ALIVE, MountKind.LOCAL)
-        try:
-            root_fd = os.open(root.path, FOLDER & ~os.O_NOFOLLOW)
-        except OSError as error:
-            raise MountError(
-                f"The root branch {root.path} cannot be opened: {error.strerror}.",
-                "Create the folder, or name another one as root_branch.",
-            ) from error
+        session = self._session
+        opened = roots or open_roots(session)
+        root = Branch("", session.root_branch, Mode.RW, MountState.ALIVE, MountKind.LOCAL)
         branches: list[OpenBranch] = []
-        for index, branch in enumerate(self._session.branches, start=1):
-            if branch.path == root.path:
+        for index, branch in enumerate(session.branches, start=1):
+            fd = opened.branches.get(branch.name)
+            if fd is None:
                 continue  # it is shown as the vault itself
-            fd = _open_root(branch)
             if fd < 0:
                 warnings.append(f"{branch.name} cannot be opened")
             if branch.kind.remote:
@@ -109,7 +101,7 @@ class Overlay:
             elif fd >= 0:
                 branches.append(OpenBranch(index, branch, fd))
         self._vault = Vault(
-            OpenBranch(0, root, root_fd),
+            OpenBranch(0, root, opened.root),
             branches,
             descriptors // 4,
             move_options=self._options.moves,
@@ -129,12 +121,15 @@ class Overlay:
         """
         return [] if self._recovery is None else self._recovery.before_mount()
 
-    def mount(self) -> None:
-        """Mount at the vault's path. MountError if the system refuses."""
+    def mount(self, connection: int = -1) -> None:
+        """Mount at the vault's path; MountError if the system refuses.
+
+        With `connection` (see there) that is done already, and unmounting is the caller's business too.
+        """
         assert self._vault is not None
-        options = {f"fsname={SOURCE}", f"subtype={SOURCE}", "default_permissions"}
-        if AGENT.uid == 0 or _user_allow_other():
-            options.add("allow_other")
+        self._unmounts = connection < 0
+        if self._unmounts:
+            connection = connect(self._mountpoint)
         os.umask(0)  # the kernel has applied the caller's already
         sys.setswitchinterval(0.00001)  # a thread that copies many files lets requests in at once
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
@@ -143,14 +138,8 @@ class Overlay:
         if self._options.foreign_events:
             self._vault.foreign.open()
         polling.install()
-        try:
-            pyfuse3.init(operations, self._mountpoint, options)
-        except RuntimeError as error:
-            raise MountError(
-                f"The overlay cannot be mounted at {self._mountpoint} ({error}).",
-                "The container needs /dev/fuse and the capability SYS_ADMIN,"
-                " or fusermount3 when the agent runs as a user.",
-            ) from error
+        # The library takes over an open /dev/fuse, and closes it in the end.
+        pyfuse3.init(operations, f"/dev/fd/{connection}", set(pyfuse3.default_options))
         self._mounted = True
 
     async def run(self) -> None:
@@ -227,6 +216,10 @@ class Overlay:
         if self._mounted:
             self._mounted = False
             pyfuse3.close(unmount=True)
+            # Only now that nobody serves it any more: to write back a page would wait for us.
+            if self._unmounts and is_mounted(self._mountpoint):
+                with contextlib.suppress(OSError):
+                    unmount(self._mountpoint, lazy=True)
         if self._vault is not None:
             self._vault.close()
             self._vault = None
@@ -242,24 +235,6 @@ class Overlay:
         return {branch.info.name: branch.state for branch in self._vault.branches[1:]}
 
 
-def _open_root(branch: Branch) -> int:
-    """The branch's O_PATH descriptor, or -1. That needs nothing of the file system that is mounted there,
-
-    unless the way to it leads through one that hangs: so another process tries first.
-    """
-
-    def attempt() -> int:
-        os.close(os.open(branch.path, FOLDER & ~os.O_NOFOLLOW))
-        return 0
-
-    try:
-        if branch.state is not MountState.ALIVE:
-            bounded.run(attempt, int, time_limit=1.0)
-        return os.open(branch.path, FOLDER & ~os.O_NOFOLLOW)
-    except (OSError, TimeLimitError):
-        return -1
-
-
 def _allow_many_descriptors() -> int:
     """Raise the limit of open descriptors as far as it goes; answers how many that is, in reason."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -271,14 +246,6 @@ def _allow_many_descriptors() -> int:
 def _read_further_ahead(mountpoint: str) -> None:
     """Let the kernel read large files 1 MiB at a time, not 128 KiB. Only root can, with a writable sysfs."""
     for entry in mountinfo.read():
-        if entry.path == mountpoint and entry.fstype == FSTYPE:
+        if entry.path == mountpoint and entry.fstype == OWN_FSTYPE:
             with contextlib.suppress(OSError), open(_READ_AHEAD.format(entry.device), "w") as file:
                 file.write("1024")
-
-
-def _user_allow_other() -> bool:
-    try:
-        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as lines:
-            return any(line.strip() == "user_allow_other" for line in lines)
-    except OSError:
-        return False

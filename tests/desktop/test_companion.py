@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,14 +94,15 @@ def test_a_desktop_that_comes_up_later_and_again(session: KasmSession, bus: Bus)
 def test_it_is_the_users_process_and_ends_with_the_agent(session: KasmSession) -> None:
     session.first_launch(0)
     pid = session.status()["pid"]
-    companions = psutil.Process(pid).children()
+    worker = session.worker(pid)
+    companions = [child for child in psutil.Process(pid).children() if child.pid != worker]
     assert [child.uids() for child in companions] == [(USER, USER, USER)]
     assert [child.gids() for child in companions] == [(USER, USER, USER)]
     held = [os.readlink(path) for path in Path(f"/proc/{companions[0].pid}/fd").iterdir()]
     assert not [
         target for target in held if "fuse" in target or target.startswith(str(session.vault))
     ]
-    os.kill(pid, signal.SIGKILL)
+    session.kill_agent(pid)
     wait_until(lambda: not companions[0].is_running(), "its end")
 
 

@@ -195,7 +195,7 @@ def test_it_goes_on_with_the_next_start(
     move_id = download(session, "film")["id"]
     with contextlib.ExitStack() as stack:
         if how == "killed":
-            os.kill(session.status()["pid"], 9)
+            session.kill_agent()
             wait_until(lambda: session.status()["state"] == "stopped", "its end")
         else:
             assert session.run("stop").returncode == 0
@@ -240,7 +240,7 @@ def test_after_a_kill_the_journal_tells(session: KasmSession, drive: storage.Rcl
     session.first_launch(0)
     move_id = download(session, "series")["id"]
     pid = session.status()["pid"]
-    os.kill(pid, 9)
+    session.kill_agent(pid)
     wait_until(lambda: session.status()["state"] == "stopped", "its end")
     done = session.run("moves")
     assert done.returncode == 2

@@ -125,7 +125,7 @@ def test_the_session_user_can_ask_and_stop_what_root_started(session: KasmSessio
 
 def test_the_mount_of_a_killed_agent_is_taken_over(session: KasmSession) -> None:
     session.first_launch(0)
-    os.kill(session.status()["pid"], signal.SIGKILL)
+    session.kill_agent()
     wait_for_dead_mount(session)
     document = session.status()
     assert document["state"] == "stopped"
@@ -138,7 +138,7 @@ def test_the_mount_of_a_killed_agent_is_taken_over(session: KasmSession) -> None
 
 def test_stop_removes_the_mount_of_a_killed_agent(session: KasmSession) -> None:
     session.first_launch(0)
-    os.kill(session.status()["pid"], signal.SIGKILL)
+    session.kill_agent()
     wait_for_dead_mount(session)
     assert session.run("stop").returncode == 0
     assert session.overlay_mounts() == []
@@ -157,7 +157,8 @@ def wait_for_dead_mount(session: KasmSession) -> None:
 
 def test_an_agent_that_hangs_is_reported_and_can_be_forced_out(session: KasmSession) -> None:
     session.first_launch(0)
-    pid = session.status()["pid"]
+    agent = session.status()["pid"]
+    pid = session.worker(agent)
     os.kill(pid, signal.SIGSTOP)
     try:
         report = session.first_launch(2)
@@ -168,6 +169,7 @@ def test_an_agent_that_hangs_is_reported_and_can_be_forced_out(session: KasmSess
         assert "--force" in stubborn.stderr
         assert session.run("stop", "--force").returncode == 0
         assert not is_running(pid)
+        assert not is_running(agent)
     finally:
         if is_running(pid):
             os.kill(pid, signal.SIGCONT)
@@ -285,7 +287,8 @@ class TestServe:
         assert json.loads(process.stdout.readline()) == {"ready": True}
         assert session.overlay_mounts() == [str(session.vault)]
         yield process
-        process.kill()
+        if process.poll() is None:
+            session.kill_agent(process.pid)
         process.communicate()
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -299,7 +302,7 @@ class TestServe:
         assert session.overlay_mounts() == []
 
     def test_it_takes_over_too(self, session: KasmSession, serving: subprocess.Popen[str]) -> None:
-        serving.kill()
+        session.kill_agent(serving.pid)
         wait_for_dead_mount(session)
         again = session.start("serve", "--json")
         assert again.stdout is not None

@@ -319,7 +319,7 @@ class TestAsTheUser:
     def test_a_killed_agent(self, session: KasmSession) -> None:
         session.first_launch(0, as_user=True)
         pid = session.status(as_user=True)["pid"]
-        os.kill(pid, 9)
+        session.kill_agent(pid)
         session.first_launch(0, as_user=True)
         assert session.overlay_mounts() == [str(session.vault)]
         assert session.status(as_user=True)["pid"] != pid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +43,7 @@ def _killed_in_a_move(session: KasmSession) -> bytes:
     os.chown(session.vault / "disk/video", USER, USER)
     pid = session.status()["pid"]
     os.rename(session.vault / "disk/video", session.vault / "other/video")
-    os.kill(pid, signal.SIGKILL)
-    while os.path.exists(f"/proc/{pid}/exe"):
-        time.sleep(0.01)
+    session.kill_agent(pid)
     return content
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -113,6 +115,7 @@ class KasmSession:
         as_user: bool = False,
         cwd: Path = ROOT,
         prefix: Sequence[str] = (),
+        module: str = "session_agent",
     ) -> subprocess.Popen[str]:
         self.write_config()
         environment = {
@@ -124,7 +127,7 @@ class KasmSession:
             MARKER: os.environ[MARKER],
             **self.environment,
         }
-        command = [sys.executable, "-m", "session_agent", *arguments]
+        command = [sys.executable, "-m", module, *arguments]
         if as_user:
             python, library = _python_for_user()
             drop = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
@@ -154,6 +157,27 @@ class KasmSession:
         document = json.loads(self.run("status", "--json", as_user=as_user).stdout)
         assert isinstance(document, dict)
         return document
+
+    def worker(self, agent: int) -> int:
+        """The process that serves the vault, of the supervising process `agent`."""
+        found = [
+            child.pid
+            for child in psutil.Process(agent).children()
+            if "/dev/fuse" in map(os.readlink, Path(f"/proc/{child.pid}/fd").iterdir())
+        ]
+        assert len(found) == 1, found
+        return found[0]
+
+    def kill_agent(self, agent: int | None = None) -> None:
+        """All of it, at once, and without a successor: as the end of a container does."""
+        agent = agent or int(self.status()["pid"])
+        worker = self.worker(agent)
+        for pid in (agent, worker):
+            os.kill(pid, signal.SIGKILL)
+        for pid in (agent, worker):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                    time.sleep(0.005)
 
     def overlay_mounts(self) -> list[str]:
         """The paths at which an overlay is mounted, alive or not, in this session."""

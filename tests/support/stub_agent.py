@@ -13,7 +13,7 @@ from typing import get_args
 
 import msgspec
 
-from session_agent.lifecycle import state
+from session_agent.lifecycle import listening, state
 from session_agent.lifecycle.control import StatusDocument, Verb
 from session_agent.lifecycle.session import Place
 
@@ -76,7 +76,9 @@ def _main() -> None:
         return answer
 
     async def serve() -> None:
-        server = ControlServer(folder, user, {verb: handler(verb) for verb in get_args(Verb)})
+        server = ControlServer(
+            listening.bind(folder, user), user, {verb: handler(verb) for verb in get_args(Verb)}
+        )
         os.write(1, b"ready\n")
         await server.run()
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 _SERVE = """
 import os, sys, trio
 from session_agent.errors import ControlError
-from session_agent.lifecycle import state
+from session_agent.lifecycle import listening, state
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.lifecycle.control_server import ControlServer
 from session_agent.model import SessionUser
@@ -53,7 +53,7 @@ async def main():
         await trio.sleep(delay)
         document = StatusDocument("running", "/caf\\udce9", os.getpid())
         server = ControlServer(
-            folder, user, {"status": status, "stop": stop, "cancel": cancel}
+            listening.bind(folder, user), user, {"status": status, "stop": stop, "cancel": cancel}
         )
         nursery.start_soon(server.run)
         if not delay:

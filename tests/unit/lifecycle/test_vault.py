@@ -12,6 +12,7 @@ import pytest
 from session_agent.errors import MountError, SettingsError
 from session_agent.lifecycle import vault
 from session_agent.model import SessionUser
+from session_agent.overlay import connection
 from tests.support import storage
 from tests.support.as_user import NOBODY, home_of
 
@@ -60,7 +61,7 @@ def test_what_is_hidden(tmp_path: Path) -> None:
 
 
 def test_a_plain_folder_is_not_ours(tmp_path: Path) -> None:
-    assert not vault.is_mounted(str(tmp_path))
+    assert not connection.is_mounted(str(tmp_path))
     assert not vault.take_over(str(tmp_path), ME)
 
 
@@ -75,7 +76,7 @@ class TestMounts:
 
     def test_a_mount_of_somebody_else_is_left_alone(self, tmp_path: Path) -> None:
         with storage.tmpfs(tmp_path / "vault"):
-            assert not vault.is_mounted(f"{tmp_path}/vault")
+            assert not connection.is_mounted(f"{tmp_path}/vault")
             assert not vault.take_over(f"{tmp_path}/vault", ME)
             assert os.path.ismount(tmp_path / "vault")
 
