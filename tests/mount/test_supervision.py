@@ -202,7 +202,7 @@ def test_crashes_without_end_are_not_borne_for_ever(session: KasmSession) -> Non
 def test_status_and_stop_while_a_successor_is_waited_for(session: KasmSession) -> None:
     with serving(session, "100") as agent:
         os.kill(session.worker(agent.pid), signal.SIGKILL)
-        wait_until(lambda: session.status()["warnings"], "it has noticed")
+        wait_until(lambda: "restarted" in str(session.status()["warnings"]), "it has noticed")
         document = session.status()
         assert document["state"] == "degraded"
         assert document["warnings"] == [
