@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from session_agent.desktop import (
@@ -17,6 +17,7 @@ from session_agent.desktop import (
     obsidian_bookmarks,
     obsidian_files,
     obsidian_paths,
+    obsidian_plugin,
     obsidian_template,
 )
 from session_agent.desktop.changes import Change, attempt, make_folders, unless_changed
@@ -53,12 +54,14 @@ def apply(
     terms: Terms = Terms(),
     *,
     known_as: str = "",
+    plugin: Mapping[str, bytes] | None = None,
 ) -> list[Change]:
     """Bring `folder`/.obsidian up to date, and create the inbox beside it.
 
     `folder` is where the vault's top level is kept; the memory knows it as `known_as`, since the same
-    one is reached by two paths, through the overlay and beside it. One change a file; expected failures
-    are the changes' `problem`, and keep no other file from being written.
+    one is reached by two paths, through the overlay and beside it. `plugin`: the files of our own, where
+    it is to be installed. One change a file; expected failures are the changes' `problem`, and keep no
+    other file from being written.
     """
     inbox = os.path.join(folder, INBOX)
     changes = [attempt("Obsidian inbox", inbox, lambda: _make_inbox(folder))]
@@ -67,6 +70,8 @@ def apply(
         with memory.locked() as notes:
             work = _Work(settings, os.path.join(known_as or folder, FOLDER), notes)
             changes += work.run(folder, branches, terms)
+            if plugin is not None:
+                changes.append(work.install(plugin))
             if notes.problem:
                 changes.append(Change("desktop memory", memory.state_dir, False, "", notes.problem))
     except AgentError as error:
@@ -112,6 +117,13 @@ class _Work:
                 )
             )
         return changes
+
+    def install(self, plugin: Mapping[str, bytes]) -> Change:
+        """Put our own plugin there."""
+        known_as = f"{self._known_as}, {obsidian_plugin.ID}"  # no name of a file below
+        return obsidian_plugin.apply(
+            self._settings, plugin, self._notes, known_as, fresh=self._fresh
+        )
 
     def _settings_files(self, template: Template, paths: Sequence[PathSetting]) -> list[str]:
         """All that may need something: the usual ones first, then in the order of their names."""

@@ -6,12 +6,12 @@ import json
 import os
 
 from session_agent.desktop import bus
+from session_agent.desktop.obsidian_plugin import ID
 from session_agent.doctor.checks import Check, Context, State, ok, warn
 from session_agent.errors import UserFileError
 from session_agent.fsutil.durable import read_regular
 from session_agent.model import printable
 
-_PLUGIN = "session-agent-moves"
 _GVFS = ("/usr/libexec/gvfsd", "/usr/lib/gvfs/gvfsd", "/usr/lib64/gvfs/gvfsd")
 _EMBLEMS = "Thunar's emblems and notifications come over the session bus; the vault itself does not need it."
 
@@ -70,8 +70,8 @@ def obsidian_plugin(context: Context) -> list[Check]:
     if context.served:
         return ok(name, "not needed: the vault itself moves across mounts")
     settings = f"{context.place.vault}/.obsidian"
-    if not os.path.isfile(f"{settings}/plugins/{_PLUGIN}/manifest.json"):
-        return ok(name, f"{_PLUGIN} is not installed in {printable(context.place.vault)}")
+    if not os.path.isfile(f"{settings}/plugins/{ID}/manifest.json"):
+        return ok(name, f"{ID} is not installed in {printable(context.place.vault)}")
     try:
         data = read_regular(f"{settings}/community-plugins.json")
         enabled = json.loads(data or b"[]")
@@ -85,11 +85,11 @@ def obsidian_plugin(context: Context) -> list[Check]:
                 "Look in Obsidian's settings.",
             )
         ]
-    if isinstance(enabled, list) and _PLUGIN in enabled:
-        return ok(name, f"{_PLUGIN} is switched on")
+    if isinstance(enabled, list) and ID in enabled:
+        return ok(name, f"{ID} is switched on")
     return warn(
         name,
-        f"{_PLUGIN} is installed and not switched on",
+        f"{ID} is installed and not switched on",
         "Without FUSE, Obsidian cannot move a note from one mount to another: EXDEV.",
-        f"In Obsidian: Settings, Community plugins, Turn on community plugins, then switch on {_PLUGIN}.",
+        f"In Obsidian: Settings, Community plugins, Turn on community plugins, then switch on {ID}.",
     )

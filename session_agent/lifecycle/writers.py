@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from session_agent.desktop import bookmarks, emblems, icons, obsidian, obsidian_registry, rooms
+from session_agent.desktop import (
+    bookmarks,
+    emblems,
+    icons,
+    obsidian,
+    obsidian_plugin,
+    obsidian_registry,
+    rooms,
+)
 from session_agent.desktop.bus import find
 from session_agent.desktop.changes import Change
 from session_agent.desktop.dry_run import Difference, dry_run
@@ -95,9 +103,10 @@ def write_vault(
     # The vault is reached through the overlay and beside it; without one it may be another folder.
     alone = not overlay and session.root_branch != session.vault
     known_as = f"{session.vault} without the overlay" if alone else session.vault
+    plugin = None if overlay else obsidian_plugin.files()
     writer = {
         "Obsidian settings": lambda: obsidian.apply(
-            folder, branches, memory, terms, known_as=known_as
+            folder, branches, memory, terms, known_as=known_as, plugin=plugin
         )
     }
     return _run(writer, place.user, time_limit, dry)

@@ -306,7 +306,8 @@ class TestKills:
 
         make()
         before = picture(vault / "a/notes")
-        number, done = 0, {}
+        number = 0
+        done: dict[str, Any] = {}
         while not done:
             number += 1
             done = run(vault, ["rename", "a/notes", "b/notes"], kill=number)
