@@ -86,7 +86,7 @@ class Recovery:
     def _all_alive(self, record: Record) -> bool:
         try:
             return all(branch.state is MountState.ALIVE for branch in self._branches(record))
-        except FileNotFoundError:  # a leftover's branch is not there today
+        except OSError:  # a leftover's branch is not there today, or closed to the user by now
             return False
 
     async def _recover(self, record: Record) -> None:
@@ -132,8 +132,8 @@ class Recovery:
         return [branch_of(self._vault, end) for end in (record.source, record.target)]
 
     def _remote(self, record: Record) -> bool:
-        """Whether it waits for a remote branch, and not for one that is missing."""
+        """Whether it waits for a remote branch, and not for one that is missing or closed to the user."""
         try:
             return any(branch.remote for branch in self._branches(record))
-        except FileNotFoundError:
+        except OSError:
             return False
