@@ -102,6 +102,7 @@ class Foreign:
                     log.warning("%s is not watched: %s", branch.info.name, failure.strerror)
         self.active = bool(self._queues)
         self._vault.tree.on_leave = self.leave
+        self._vault.tree.catch_up = self._catch_up
         for folder in (self._vault.tree.root, *self._vault.branch_roots):
             self.watch(folder)
 
@@ -140,8 +141,10 @@ class Foreign:
         """Read what has happened until now, while it is known to be the vault's own doing."""
         queue = self._queues.get(branch)
         if queue is not None:
+            now = time.time_ns()
             while data := queue.read():
                 self._take(queue, data)
+            queue.read_until = now
             self._end_of_queue(queue)
 
     def _is_hidden(self, folder: FolderNode, name: bytes) -> bool:
@@ -209,6 +212,15 @@ class Foreign:
         if watch is not None and watch.queue.remove(watch.wd):
             self.counts.watched -= 1
 
+    def _catch_up(self, folder: FolderNode, changed: int) -> None:
+        """Hear whether the folder was removed, if another one with its inode number could be there (changed, ns).
+
+        A folder that was made before the queue was last read to its end is no news.
+        """
+        queue = self._queues.get(folder.branch)
+        if queue is not None and folder.fd < 0 and changed > queue.read_until - _SLACK:
+            self.drain(folder.branch)
+
     # Listening
 
     async def _listen(self, queue: Queue) -> None:
@@ -249,9 +261,9 @@ class Foreign:
                 queue.folders.pop(wd, None)
                 folder.watch = None
                 self.counts.watched -= 1
-                if folder.lookups > 0:  # another folder has its number by now, and is known by it
-                    self._new[folder] = None
-                    self._lost[folder] = queue.read_until - _SLACK
+                if not folder.is_branch_root and folder.key >= 0:
+                    # The kernel says so before it gives the number to another folder.
+                    self._vault.tree.disown(folder)
             elif name and not name.startswith(RESERVED_PREFIX):
                 self._event(folder, folder.watch, name, mask, cookie)
 

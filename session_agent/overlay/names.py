@@ -62,9 +62,12 @@ def _made_node(
 ) -> Entry:
     if parent.watch is not None:
         parent.watch.expect(name, CREATE)
-    entry = _found(vault, parent, branch, name, status)
-    entry[0].announced = version_of(status)
-    return entry
+    if parent.branch is branch and stat.S_ISDIR(status.st_mode):
+        node = vault.tree.made_folder(parent, name, status)
+    else:
+        node, _ = _found(vault, parent, branch, name, status)
+    node.announced = version_of(status)
+    return node, status
 
 
 async def _new_name(vault: Vault, parent_id: int, name: bytes) -> tuple[FolderNode, int]:

@@ -150,6 +150,7 @@ class Tree:
         self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
         self._folder_limit = folder_limit
         self.on_leave: Callable[[FolderNode], None] = lambda _: None
+        self.catch_up: Callable[[FolderNode, int], None] = lambda _folder, _changed: None
         self.root = FolderNode(ROOT_ID, ROOT_ID, None, b"", root_branch)
         self.root.fd = root_branch.fd
         self.root.lookups = 1
@@ -220,10 +221,14 @@ class Tree:
         if file_format != node.format:
             # Another file got the inode number of one that went behind our back. The new generation tells
             # the kernel so; under the old one a changed type would be an I/O error for good.
-            return self._replace(node, parent, name, status)
+            return self._replace(node, key, parent, name, status)
         if node.fd >= 0 and file_format != stat.S_IFDIR:
             node.parent.branch.close_later(node.fd)  # type: ignore[union-attr]  # it has a name again
             node.fd = -1
+        if type(node) is FolderNode and node.watch is not None:
+            self.catch_up(node, status.st_ctime_ns)
+            if node.key != key:  # it was removed, and this is another one with its inode number
+                return self._new(key, parent, name, status)
         if node.parent is not parent and file_format == stat.S_IFDIR:
             assert isinstance(node, FolderNode)
             if _leads_up(parent, node):
@@ -236,9 +241,24 @@ class Tree:
         node.name = name
         return node
 
+    def made_folder(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
+        """The node for a folder that has just been made: never one that the kernel knows.
+
+        It may have the inode number of one that was removed behind the vault. Under that one's node, the kernel
+        would have to move it from its old place first, and answers ESTALE if somebody has locked that; mkdir(2)
+        then tries again, and fails with EEXIST because of the folder that it has made itself.
+        """
+        node = self.find(self.key(parent.branch, status.st_dev, status.st_ino))
+        if isinstance(node, FolderNode):
+            self.disown(node)
+        return self.found(parent, name, status)
+
     def _new(self, key: Key, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         node_id = key
-        if node_id in self._by_id:
+        there = self._by_id.get(node_id)
+        if type(there) is FolderNode and there.key == -there.id:  # removed, see `disown`
+            return self._replace(there, key, parent, name, status)
+        if there is not None:
             self._spare += 1
             node_id = self._spare
         return self._add(node_id, key, parent, name, status)
@@ -257,11 +277,14 @@ class Tree:
             self._elsewhere[key] = node
         return node
 
-    def _replace(self, old: Node, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
+    def _replace(
+        self, old: Node, key: Key, parent: FolderNode, name: bytes, status: os.stat_result
+    ) -> Node:
         self._close(old)
-        node = self._add(old.id, old.key, parent, name, status)
+        node = self._add(old.id, key, parent, name, status)
         node.generation = old.generation + 1
         node.lookups = old.lookups  # the kernel will forget the old one under the same number
+        old.lookups, old.key = 0, -old.id  # what lay below it is not found in the new one
         return node
 
     def stand_in(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:

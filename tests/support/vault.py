@@ -205,7 +205,7 @@ def serve(
     folder_limit: int = 4096,
     inline_bytes: int | None = None,
     in_one_step: bool = False,
-    foreign_events: bool = False,
+    foreign_events: bool = True,
     state: Path | None = None,
     limits: Mapping[str, object] | None = None,
 ) -> Iterator[Vault]:
