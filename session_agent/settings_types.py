@@ -57,7 +57,7 @@ class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     cache_seconds: float = 1.0
     remote_seconds: float = 5.0
-    foreign_events: bool = False
+    foreign_events: bool = True
 
 
 class MoveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -51,6 +51,9 @@ class _Step:
     verb: str
     change: Changed
     seen: dict[tuple[int, bytes], _Seen] = field(default_factory=dict)
+    shown: set[tuple[int, bytes]] = field(
+        default_factory=set
+    )  # gone, and looked up as if it were there
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +181,12 @@ class Announcer:
 
     def _steps(self, task: _Task, root: int, folder: int) -> bool:
         change, status = task.change, task.status
-        if change.removed and (status is None or task.was_known):
+        if change.removed and (status is None or (task.was_known and change.replaced)):
             self._remove(task, folder)
         if status is None:
             return change.removed
+        if change.removed and not (change.replaced or change.contents or change.attributes):
+            return False
         if change.source is not None:
             self._rename(task, root, folder)
         elif change.made:
@@ -258,6 +263,11 @@ class Announcer:
         if seen is _Seen.ABSENT:
             raise pyfuse3.FUSEError(ENOENT)
         change = step.change
+        if not change.replaced and await self._status(change.folder, change.name) is not None:
+            raise pyfuse3.FUSEError(
+                ENOENT
+            )  # made anew meanwhile, which programs hear of in its own way
+        step.shown.add((parent_id, name))
         old = self._old.get((change.folder.id, change.name))
         if old is not None and await self._is_gone(old, change):
             handles = old.handles or ()
@@ -288,13 +298,19 @@ class Announcer:
         if step is None or step.verb != verb:
             raise _error(EPERM)
         source = step.change.source
+        place = step.change.folder, step.change.name
         if verb == "make" and source is not None and (source[0].id, source[1]) == (parent_id, name):
             if await self._status(*source) is not None:
                 raise _error(ENOENT)
-        elif (step.change.folder.id, step.change.name) != (parent_id, name):
+        elif (place[0].id, place[1]) != (parent_id, name):
             raise _error(EPERM)
         if verb == "remove":
+            # Where a program has made the name anew, the kernel must not remove that.
+            if (parent_id, name) not in step.shown and await self._status(*place) is not None:
+                raise _error(ENOENT)
             return step.change.folder, _stand_in(stat.S_IFDIR)
+        if verb == "rename" and source is not None and await self._status(*source) is not None:
+            raise _error(ENOENT)  # the name is another file's by now
         return await self._there(step)
 
     def touched(self, node: Node) -> bool:

@@ -24,6 +24,11 @@ class Changed:
     contents: bool = False
     attributes: bool = False
 
+    @property
+    def replaced(self) -> bool:
+        """Whether something else is to be found at the name after all that."""
+        return self.made or self.source is not None
+
 
 class Pending:
     """At most one change a name, in the order in which they began."""

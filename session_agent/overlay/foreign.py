@@ -213,9 +213,9 @@ class Foreign:
             self.counts.watched -= 1
 
     def _catch_up(self, folder: FolderNode, changed: int) -> None:
-        """Hear whether the folder was removed, if another one with its inode number could be there (changed, ns).
+        """Hear whether the folder was removed, if another one with its inode number may have come instead.
 
-        A folder that was made before the queue was last read to its end is no news.
+        Not if what is there was last `changed` (ns) before the queue was read to its end.
         """
         queue = self._queues.get(folder.branch)
         if queue is not None and folder.fd < 0 and changed > queue.read_until - _SLACK:

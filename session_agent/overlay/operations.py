@@ -94,7 +94,11 @@ class VaultOperations(pyfuse3.Operations):
         return self._attributes(node, status)
 
     def _announced(self, entry: Entry) -> EntryAttributes:
-        """As `_told`, for the announcing thread's call alone: others look up what is there."""
+        """As `_told`, for the announcing thread's call alone: others look up what is there.
+
+        Else the kernel would keep a name that no program has asked for, and show it after it was removed
+        behind the vault.
+        """
         out = self._told(entry)
         out.entry_timeout = 0
         return out
@@ -110,12 +114,15 @@ class VaultOperations(pyfuse3.Operations):
         try:
             if self._is_own_thread(ctx):
                 seen = await self._foreign.announcer.lookup(parent_inode, name)
-                if seen is not None:
-                    return self._announced(seen)
+                if seen is None:
+                    seen = await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
+                return self._announced(seen)
             return self._told(
                 await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
             )
         except FileNotFoundError:
+            if self._is_own_thread(ctx):
+                raise  # nor is this to be kept: no program has asked for it
             absent = EntryAttributes()
             absent.st_ino = pyfuse3.InodeT(0)
             absent.entry_timeout = self._timeout

@@ -53,7 +53,7 @@ class OverlayOptions:
     cache_seconds: float = 1.0
     remote_time_limit: float = 5.0
     announcer: int = 0
-    foreign_events: bool = False
+    foreign_events: bool = True
     moves: MoveOptions = field(default_factory=MoveOptions)
 
 

@@ -244,9 +244,9 @@ class Tree:
     def made_folder(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         """The node for a folder that has just been made: never one that the kernel knows.
 
-        It may have the inode number of one that was removed behind the vault. Under that one's node, the kernel
-        would have to move it from its old place first, and answers ESTALE if somebody has locked that; mkdir(2)
-        then tries again, and fails with EEXIST because of the folder that it has made itself.
+        It may have the inode number of one that was removed behind the vault. Under that one's node the
+        kernel would have to move it from its old place, which fails with ESTALE while somebody has it
+        locked (d_splice_alias in fs/dcache.c). mkdir(2) then tries again: EEXIST, for its own folder.
         """
         node = self.find(self.key(parent.branch, status.st_dev, status.st_ino))
         if isinstance(node, FolderNode):

@@ -75,7 +75,6 @@ def test_a_second_run_changes_nothing(session: KasmSession) -> None:
 
 def test_status_and_stop(session: KasmSession) -> None:
     assert session.status()["state"] == "stopped"
-    session.settings["overlay"] = {"foreign_events": True}
     session.first_launch(0)
     document = session.status()
     assert document == {

@@ -32,7 +32,7 @@ def only(listener: Listener, *events: str) -> None:
 
 @pytest.fixture(scope="module")
 def served(place: Storage) -> Iterator[Vault]:
-    with serve(place, foreign_events=True) as vault:
+    with serve(place) as vault:
         yield vault
 
 

@@ -33,9 +33,7 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 @pytest.fixture(scope="module")
 def served(place: Storage) -> Iterator[Vault]:
     branches = {name: place.branch(name) for name in NAMES}
-    with serve(
-        place, branches, limits=LIMITS, inline_bytes=1000, cache_seconds=0, foreign_events=True
-    ) as vault:
+    with serve(place, branches, limits=LIMITS, inline_bytes=1000, cache_seconds=0) as vault:
         yield vault
 
 
@@ -248,7 +246,7 @@ def test_what_the_kernel_remembers_is_forgotten(place: Storage) -> None:
         (place.branch(name) / "folder/note").write_text("text")
     branches = {name: place.branch(name) for name in ("alpha", "beta")}
     limits = {"": "rw", "alpha": "rw", "beta": "hidden"}
-    with serve(place, branches, limits=limits, cache_seconds=60, foreign_events=True) as vault:
+    with serve(place, branches, limits=limits, cache_seconds=60) as vault:
         note, other = vault.path / "alpha/folder/note", vault.path / "beta/folder/note"
         for _ in range(2):
             assert (note.read_text(), names(note.parent)) == ("text", ["note"])
