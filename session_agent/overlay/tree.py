@@ -146,7 +146,7 @@ class Tree:
         # Numbers that differ from the key: nodes that a move took to another inode, and clashes.
         self._elsewhere: dict[Key, Node] = {}
         self._spare = _HASHED
-        # By object: a folder that the kernel has forgotten may be reached through a child it still knows.
+        # By object: a folder that the kernel has forgotten may be reached through a child it knows.
         self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
         self._folder_limit = folder_limit
         self.on_leave: Callable[[FolderNode], None] = lambda _: None
@@ -227,7 +227,7 @@ class Tree:
             node.fd = -1
         if type(node) is FolderNode and node.watch is not None:
             self.catch_up(node, status.st_ctime_ns)
-            if node.key != key:  # it was removed, and this is another one with its inode number
+            if node.key != key:  # removed
                 return self._new(key, parent, name, status)
         if node.parent is not parent and file_format == stat.S_IFDIR:
             assert isinstance(node, FolderNode)
@@ -244,9 +244,8 @@ class Tree:
     def made_folder(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         """The node for a folder that has just been made: never one that the kernel knows.
 
-        It may have the inode number of one that was removed behind the vault. Under that one's node the
-        kernel would have to move it from its old place, which fails with ESTALE while somebody has it
-        locked (d_splice_alias in fs/dcache.c). mkdir(2) then tries again: EEXIST, for its own folder.
+        It may have the number of one removed behind the vault. The kernel would have to move that here:
+        ESTALE while its folder is locked (d_splice_alias); then mkdir(2) tries again, and fails with EEXIST.
         """
         node = self.find(self.key(parent.branch, status.st_dev, status.st_ino))
         if isinstance(node, FolderNode):
@@ -298,8 +297,7 @@ class Tree:
         key = self.key(branch, device, inode)
         other = self.find(key)
         if other is not None and other is not node:
-            # A node of a file that was deleted behind our back, and whose inode number was used again.
-            # It keeps its number until the kernel forgets it, but is no file's any more.
+            # Of a file that was deleted behind our back, and whose inode number was used again.
             self.disown(other)
         node.key = key
         if node.id != key:
@@ -308,8 +306,8 @@ class Tree:
     def disown(self, node: Node) -> None:
         """The node is no file's any more: whatever name leads the kernel to it has to be looked up anew.
 
-        For a file with several links of which one was moved to another branch: the kernel takes the other
-        names for names of this node, too, and would go on to find the moved file under them.
+        For a removed folder, whose inode number may be another one's soon; and for a file with several links
+        of which one was moved to another branch: its other names would go on to lead to the moved file.
         """
         self._elsewhere.pop(node.key, None)
         node.key = -node.id
