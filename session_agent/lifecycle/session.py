@@ -11,6 +11,7 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from session_agent.desktop import obsidian
 from session_agent.desktop.rooms import Terms, warnings
 from session_agent.errors import SettingsError, TimeLimitError
 from session_agent.fsutil import bounded
@@ -19,7 +20,6 @@ from session_agent.mounts import discover, mountinfo
 from session_agent.mounts.names import VAULT_ITSELF, below
 from session_agent.settings import Loaded
 from session_agent.settings_checks import SERVER, is_server
-from session_agent.settings_types import ObsidianSettings
 
 ASK_SECONDS = 1.0  # for what a healthy file system answers at once
 
@@ -34,7 +34,7 @@ class Place:
     config_home: str
     rooms: Terms
     warnings: tuple[str, ...] = ()
-    obsidian: ObsidianSettings = field(default_factory=ObsidianSettings)
+    obsidian: obsidian.Terms = field(default_factory=obsidian.Terms)
 
 
 def find_place(loaded: Loaded) -> Place:
@@ -67,7 +67,8 @@ def find_place(loaded: Loaded) -> Place:
         state_dir=state_dir,
         config_home=config_home,
         rooms=_terms(loaded, vault, f"{config_home}/session-agent/rooms.yaml"),
-        obsidian=settings.obsidian,
+        # Told here, since the companion is the user whoever started the agent.
+        obsidian=obsidian.Terms(settings.obsidian, root_only=os.geteuid() == 0),
         warnings=_warnings(loaded, user),
     )
 

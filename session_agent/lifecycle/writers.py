@@ -99,14 +99,13 @@ def write_vault(
     """Obsidian's settings in `folder`, which is or becomes the vault's top level."""
     memory = Memory(place.state_dir)
     branches = _reachable(session, overlay=overlay)
-    terms = obsidian.Terms(place.obsidian, root_only=os.geteuid() == 0)
     # The vault is reached through the overlay and beside it; without one it may be another folder.
     alone = not overlay and session.root_branch != session.vault
     known_as = f"{session.vault} without the overlay" if alone else session.vault
     plugin = None if overlay else obsidian_plugin.files()
     writer = {
         "Obsidian settings": lambda: obsidian.apply(
-            folder, branches, memory, terms, known_as=known_as, plugin=plugin
+            folder, branches, memory, place.obsidian, known_as=known_as, plugin=plugin
         )
     }
     return _run(writer, place.user, time_limit, dry)

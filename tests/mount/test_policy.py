@@ -130,6 +130,29 @@ def test_changes_are_followed_without_a_restart(governed: Governed) -> None:
     assert ("engineering/new", USER) in refused
 
 
+def test_obsidian_follows_without_a_restart(governed: Governed) -> None:
+    """Through the overlay it is the same vault to the agent's memory as beside it."""
+    session = governed.session
+    assert session.run("first-launch").returncode == 0
+    app = session.vault / ".obsidian/app.json"
+
+    def choose() -> None:
+        settings = {**json.loads(app.read_bytes()), "attachmentFolderPath": "engineering/files"}
+        app.write_text(json.dumps(settings))
+
+    def shown() -> tuple[str, list[str]]:
+        bookmarks = json.loads((app.parent / "bookmarks.json").read_bytes())
+        paths = [item["path"] for group in bookmarks["items"] for item in group["items"]]
+        return json.loads(app.read_bytes())["attachmentFolderPath"], paths
+
+    as_person(choose, USER)
+    governed.be("groups: [editors]")
+    until(lambda: as_person(shown, USER) == ("_inbox/attachments", ["wiki"]))
+    governed.be("groups: [staff]")
+    until(lambda: as_person(shown, USER) == ("engineering/files", ["engineering"]))
+    until(lambda: "Everything is unchanged." in session.run("first-launch").stdout)
+
+
 def _read_only(session: KasmSession) -> bool:
     rooms = (session.home / ".config/session-agent/rooms.yaml").read_text()
     return "engineering, readOnly: true" in rooms

@@ -72,6 +72,15 @@ class TestAsRoot:
             both = Loaded(Settings(), Environment(home=str(home), config_home="/etc/xdg"))
             assert find_place(both).config_home == f"{home}/.config"
 
+    def test_what_root_writes_for_others_comes_from_root_alone(self) -> None:
+        with home_of(NOBODY) as home:
+            assert find_place(loaded(str(home))).obsidian.root_only
+
+            def step() -> None:
+                assert not find_place(loaded(str(home))).obsidian.root_only
+
+            as_user(step)
+
 
 def test_no_home_at_all() -> None:
     user = session_user(loaded(""))
