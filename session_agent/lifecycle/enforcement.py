@@ -37,6 +37,12 @@ class Enforcement:
         self.roots = permissions.limits(session, self._permits)
         self._tell(None, self._permits)
 
+    async def plug(self, session: Session, restrict: Restrict) -> None:
+        """Before a branch is shown: what the policy says of the branches that there are now."""
+        self._session = session
+        self.roots = self._permissions.limits(session, self._permits)
+        await restrict(self.roots)
+
     @property
     def session(self) -> Session:
         """The session as its user gets to see it now."""

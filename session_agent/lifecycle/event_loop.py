@@ -12,12 +12,13 @@ import trio
 
 from session_agent.errors import MountError
 from session_agent.lifecycle import journals, status
+from session_agent.lifecycle.arrivals import with_mounts
 from session_agent.lifecycle.audit import Audit
 from session_agent.lifecycle.companion import Companion
 from session_agent.lifecycle.control import StatusDocument, Verb
 from session_agent.lifecycle.control_server import ControlServer, Handler
 from session_agent.lifecycle.enforcement import Enforcement
-from session_agent.lifecycle.handover import Handover, Report
+from session_agent.lifecycle.handover import Handover, Plug, Report
 from session_agent.lifecycle.live_moves import LiveMoves
 from session_agent.lifecycle.orphan import Orphan
 from session_agent.lifecycle.permissions import Permissions
@@ -70,7 +71,7 @@ def serve_vault(given: Handover, copiers: Copiers) -> None:
         raise MountError(f"The vault {printable(session.vault)} was mounted but did not answer.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Served:
     """What is served, and what is known of it."""
 
@@ -89,6 +90,17 @@ class _Served:
     def warnings(self) -> Sequence[str]:
         """What was found at the start, and what is wrong with the policy now."""
         return (*self.found, *(() if self.enforcement is None else self.enforcement.problems))
+
+    async def plug(self, plug: Plug) -> None:
+        """A branch has come, or come back. The policy speaks of it before it is shown."""
+        name = plug.mount.name
+        others = [mount for mount in self.whole.mounts if mount.name != name]
+        self.whole = with_mounts(self.whole, [*others, plug.mount])
+        if self.enforcement is not None:
+            await self.enforcement.plug(self.whole, self.overlay.restrict)
+        branch = next(one for one in self.whole.branches if one.name == name)
+        self.overlay.plug(branch, plug.fd)
+        log.info("%s is mounted: it is in the vault now", printable(plug.mount.path))
 
     def document(self) -> StatusDocument:
         """The status."""
@@ -157,7 +169,7 @@ async def _main(served: _Served, given: Handover, orphan: Orphan) -> bool:
         server = ControlServer(given.control, session.user, handlers, reserved)
         nursery.start_soon(_stop_on_signal, overlay)
         nursery.start_soon(server.run)
-        nursery.start_soon(orphan.watch)
+        nursery.start_soon(orphan.watch, served.plug)
         nursery.start_soon(announce)
         nursery.start_soon(overlay.watch_branches, tell_companion)
         if served.enforcement is not None:

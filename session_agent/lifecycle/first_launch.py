@@ -23,6 +23,8 @@ from session_agent.settings import Loaded
 TOTAL_SECONDS = 9.0  # of ten: the interpreter's start and end are not counted
 WRITE_SECONDS = 2.0  # for the files in the home, and again for those in the vault
 _OTHER_SECONDS = 4.0  # that another first-launch has to get its agent going
+_ARRIVAL_SECONDS = 3.0  # that an agent has to take in a mount that is new
+_POLL_SECONDS = 0.1
 _LAST_SECONDS = 1.0  # for what comes after the agent's start
 
 
@@ -82,6 +84,7 @@ class _FirstLaunch:
         known = status.not_answering(place, running, self._loaded.settings.mounts.probe_seconds)
         session = restricted(Permissions(self._loaded), sessions.build(self._loaded, place, known))
         in_use = None
+        running = self._after_arrivals(session, running)
         if running is not None and running.document and _differs(session, running.document):
             in_use = self._end(running)
             running = running if in_use else None
@@ -125,6 +128,18 @@ class _FirstLaunch:
         else:
             hint = "Run `session-agent stop --force`, then first-launch again."
         return running, ControlError(running.problem, hint)
+
+    def _after_arrivals(
+        self, session: Session, running: control.Running | None
+    ) -> control.Running | None:
+        """The agent, once it has taken in what is new; it does that by itself, but not at once."""
+        end = time.monotonic() + self._deadline.remaining(at_most=_ARRIVAL_SECONDS)
+        while running is not None and running.document and _lacks(session, running.document):
+            if time.monotonic() > end:
+                break
+            time.sleep(_POLL_SECONDS)
+            running = control.consult(self._place)
+        return running
 
     def _make_room(self) -> AgentError | None:
         """Clear away what a killed agent left, and see to the vault's folder."""
@@ -196,6 +211,12 @@ class _FirstLaunch:
     def _write_vault(self, session: Session, folder: str, *, overlay: bool) -> list[StepReport]:
         limit = self._deadline.remaining(keep=_LAST_SECONDS, at_most=WRITE_SECONDS)
         return writers.write_vault(self._place, session, folder, overlay=overlay, time_limit=limit)
+
+
+def _lacks(session: Session, document: StatusDocument) -> bool:
+    """Whether `session` has a branch that the agent that gave `document` does not serve."""
+    served = {b.path for b in document.branches}
+    return any(printable(branch.path) not in served for branch in session.branches)
 
 
 def _differs(session: Session, document: StatusDocument) -> bool:

@@ -12,7 +12,8 @@ from typing import TypeAlias
 import msgspec
 
 from session_agent.lifecycle.companion import Companion
-from session_agent.model import Session
+from session_agent.lifecycle.session import Place
+from session_agent.model import Mount, Session
 from session_agent.overlay.roots import Roots
 from session_agent.settings import Loaded
 
@@ -38,6 +39,7 @@ class Handover:
     """
 
     loaded: Loaded
+    place: Place
     session: Session
     folder: int
     roots: Roots
@@ -52,6 +54,29 @@ class Handover:
         assert self.line is not None
         with suppress(OSError):  # there is nobody any more
             self.line.send(json.dumps(msgspec.to_builtins(what)).encode("ascii"))
+
+
+@dataclass(frozen=True, slots=True)
+class Plug:
+    """A branch that has come, or was mounted anew, with its root."""
+
+    mount: Mount
+    fd: int
+
+
+def tell(line: socket.socket, plug: Plug) -> None:
+    """The supervising process's side."""
+    text = json.dumps(msgspec.to_builtins(plug.mount)).encode("ascii")
+    with suppress(OSError):  # a successor gets it all the same
+        socket.send_fds(line, [text], [plug.fd])
+
+
+def told(line: socket.socket) -> Plug | None:
+    """The worker's side; None at the end of the supervising process."""
+    data, descriptors, _, _ = socket.recv_fds(line, _MESSAGE_LIMIT, 1)
+    if not data or not descriptors:
+        return None
+    return Plug(msgspec.convert(json.loads(data), Mount), descriptors[0])
 
 
 def received(line: socket.socket) -> list[Report]:

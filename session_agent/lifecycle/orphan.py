@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
 
 from session_agent.errors import AgentError
-from session_agent.lifecycle import state, vault
-from session_agent.lifecycle.handover import Handover
+from session_agent.lifecycle import handover, state, vault
+from session_agent.lifecycle.handover import Handover, Plug
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,14 @@ class Orphan:
         self._given = given
         self._alone = False
 
-    async def watch(self) -> None:
-        """Wait for the end of the supervising process; become the agent of the state directory."""
+    async def watch(self, plug: Callable[[Plug], Awaitable[None]]) -> None:
+        """Hear of branches from the supervising process. At its end become the agent itself."""
         line = self._given.line
         assert line is not None
-        await trio.lowlevel.wait_readable(line)  # it says nothing: this is its end
+        await trio.lowlevel.wait_readable(line)
+        while (told := handover.told(line)) is not None:
+            await plug(told)
+            await trio.lowlevel.wait_readable(line)
         self._alone = True
         log.warning("the supervising process was killed; the vault is served on without one")
         user, folder = self._given.session.user, self._given.folder

@@ -47,7 +47,7 @@ def serve(loaded: Loaded, *, to_log: bool, ready: Callable[[], None]) -> None:
     helper = companion.start(place, loaded.environment.cloud_mounts)
     try:
         control = listening.bind(folder, place.user)
-        Supervisor(Handover(loaded, session, folder, roots, helper, control)).run(ready)
+        Supervisor(Handover(loaded, place, session, folder, roots, helper, control)).run(ready)
     finally:
         helper.end()
     log.info("the vault %s is unmounted", printable(session.vault))

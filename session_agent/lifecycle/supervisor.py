@@ -23,6 +23,7 @@ from types import FrameType
 
 from session_agent.errors import AgentError, MountError
 from session_agent.lifecycle import handover, listening, vault, worker
+from session_agent.lifecycle.arrivals import Arrivals
 from session_agent.lifecycle.control import Answer
 from session_agent.lifecycle.handover import Handover, Report
 from session_agent.lifecycle.privileges import explain
@@ -50,6 +51,7 @@ class Supervisor:
         self._was_ready = False
         self._crashes: list[float] = []
         self._signals = _Signals()
+        self._arrivals = Arrivals(given)
         self._reserved = given.loaded.settings.policy.file is not None
         self._problem: Report | None = None  # why the last worker ended, if it said so
 
@@ -102,7 +104,13 @@ class Supervisor:
         with ours, its:
             warnings = self._given.warnings + self._told()
             pid = worker.start(
-                replace(self._given, connection=self._connection, line=its, warnings=warnings),
+                replace(
+                    self._given,
+                    session=self._arrivals.session,
+                    connection=self._connection,
+                    line=its,
+                    warnings=warnings,
+                ),
                 close=(ours, *self._signals.sockets),
             )
             its.close()
@@ -118,9 +126,13 @@ class Supervisor:
         ended = False
         line.setblocking(False)
         while not ended:
-            found, _, _ = select.select(
-                [process, line.fileno(), self._signals.reader.fileno()], [], []
-            )
+            watched = [process, line.fileno(), self._signals.reader.fileno()]
+            mounts = self._arrivals.file
+            found, _, changed = select.select(watched, [], [mounts], self._arrivals.patience())
+            if changed:
+                self._arrivals.noticed()
+            for plug in self._arrivals.look():
+                handover.tell(line, plug)
             if self._signals.reader.fileno() in found:
                 self._signals.clear()
                 number = signal.SIGKILL if self._signals.kill else self._signals.last

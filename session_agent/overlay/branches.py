@@ -74,6 +74,11 @@ class OpenBranch:
         assume(caller)
         os.close(fd)
 
+    def renew(self, fd: int) -> None:
+        """`fd` is the root from now on. The old one stays open: a move in a thread may be using it."""
+        self.fd = fd
+        self.state = MountState.ALIVE
+
     def close_later(self, fd: int) -> None:
         """Close an O_PATH descriptor as soon as no call can be using it."""
         os.close(fd)
@@ -251,6 +256,14 @@ class RemoteBranch(OpenBranch):
         if isinstance(question.result, Sight):
             self._became(question.result.state)
         question.done.set()
+
+    def renew(self, fd: int) -> None:
+        """`fd` is the root from now on. Whether it answers, the next call finds out."""
+        former, self.fd = self.fd, fd
+        self._next_probe = 0.0
+        self._became(MountState.ALIVE)
+        if former >= 0:
+            self.close_later(former)
 
     def _became(self, state: MountState) -> None:
         if state is not self.state:

@@ -7,7 +7,6 @@ serves has them from it. By path they could not be opened again.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from session_agent.errors import MountError, TimeLimitError
@@ -21,7 +20,7 @@ class Roots:
     """O_PATH descriptors: of the root branch, and of the others by name, -1 where one cannot be opened."""
 
     root: int
-    branches: Mapping[str, int] = field(default_factory=dict)
+    branches: dict[str, int] = field(default_factory=dict)
 
 
 def open_roots(session: Session) -> Roots:
@@ -43,14 +42,28 @@ def _open(branch: Branch) -> int:
 
     unless the way to it leads through one that hangs: so another process tries first.
     """
+    return open_root(branch.path, careful=branch.state is not MountState.ALIVE)
+
+
+def open_root(path: str, *, careful: bool, start: int | None = None) -> int:
+    """An O_PATH descriptor of the folder, or -1. A relative path begins at the folder `start`.
+
+    `careful`: another process tries first, since it may hang.
+    """
 
     def attempt() -> int:
-        os.close(os.open(branch.path, FOLDER & ~os.O_NOFOLLOW))
+        os.close(os.open(path, FOLDER & ~os.O_NOFOLLOW, dir_fd=start))
         return 0
 
     try:
-        if branch.state is not MountState.ALIVE:
-            bounded.run(attempt, int, time_limit=1.0)
-        return os.open(branch.path, FOLDER & ~os.O_NOFOLLOW)
+        if careful:
+            bounded.run(attempt, int, time_limit=1.0, keep=() if start is None else (start,))
+        return os.open(path, FOLDER & ~os.O_NOFOLLOW, dir_fd=start)
     except (OSError, TimeLimitError):
         return -1
+
+
+def mount_id(fd: int) -> int:
+    """The number of the mount that the descriptor lies on, as mountinfo has it. Asks nothing of the mount."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import resource
 import sys
@@ -76,6 +77,7 @@ class Overlay:
         self._journal = journal
         self._vault: Vault | None = None
         self._mounted = False
+        self._plugged = trio.Event()
         self._unmounts = True
         self._recovery: Recovery | None = None
 
@@ -167,20 +169,33 @@ class Overlay:
         A branch that nobody uses is asked now and then, so that it is not found dead only by who needs it.
         """
         assert self._vault is not None
-        remote = [one for one in self._vault.branches if isinstance(one, RemoteBranch)]
         while True:
-            before = self.branch_states()
+            before, self._plugged = self.branch_states(), trio.Event()
             changed()
-            if not remote:
-                await (
-                    trio.sleep_forever()
-                )  # what is local stays as it is: an idle agent is not woken
-            while self.branch_states() == before:
-                await trio.sleep(_WATCH_SECONDS)
+            remote = [one for one in self._vault.branches if isinstance(one, RemoteBranch)]
+            while self.branch_states() == before and not self._plugged.is_set():
+                # What is local stays as it is: an idle agent is not woken.
+                with trio.move_on_after(_WATCH_SECONDS if remote else math.inf):
+                    await self._plugged.wait()
                 async with trio.open_nursery() as nursery:
                     for branch in remote:
                         if branch.is_due():
                             nursery.start_soon(branch.look)
+
+    def plug(self, info: Branch, fd: int) -> None:
+        """A branch has come, or was mounted anew, and `fd` is its root. To be called in the trio thread."""
+        assert self._vault is not None
+        known = next((one for one in self._vault.branches if one.info.name == info.name), None)
+        if known is not None:
+            self._vault.renew(known, fd)
+        else:
+            index = 1 + max(branch.index for branch in self._vault.branches)
+            if info.kind.remote:
+                limit = self._options.remote_time_limit
+                self._vault.add(RemoteBranch(index, info, fd, limit))
+            else:
+                self._vault.add(OpenBranch(index, info, fd))
+        self._plugged.set()
 
     async def stop_moves(self) -> None:
         """Before `stop`: what is moved in the background may end, within the grace period."""

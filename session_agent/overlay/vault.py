@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from session_agent.fsutil.at import Opened
-from session_agent.fsutil.credentials import AGENT, Caller, CallerCache
+from session_agent.fsutil.credentials import AGENT, Caller, CallerCache, assume
 from session_agent.model import MountState
 from session_agent.moves.journal import Journal
 from session_agent.moves.names import RESERVED_PREFIX
@@ -65,17 +65,41 @@ class Vault:
         self.background = Background(self)
         self.branch_roots: list[FolderNode] = []
         for branch in sorted(branches, key=lambda branch: branch.info.name.count("/")):
-            *above, last = [os.fsencode(part) for part in branch.info.name.split("/")]
-            try:
-                folder = self._folder(above)
-            except OSError as failure:
-                last = b"-".join((*above, last))
-                folder = self.tree.root
-                log.warning(
-                    "%s is shown as %s: %s", branch.info.name, os.fsdecode(last), failure.strerror
-                )
-            self.branch_roots.append(self.tree.add_branch_root(branch, folder, last))
+            self._hang(branch)
         self.foreign = Foreign(self)
+
+    def _hang(self, branch: OpenBranch) -> None:
+        """Show the branch at its name, or, if it cannot be there, at the top."""
+        *above, last = [os.fsencode(part) for part in branch.info.name.split("/")]
+        try:
+            folder = self._folder(above)
+        except OSError as failure:
+            last = b"-".join((*above, last))
+            folder = self.tree.root
+            log.warning(
+                "%s is shown as %s: %s", branch.info.name, os.fsdecode(last), failure.strerror
+            )
+        self.branch_roots.append(self.tree.add_branch_root(branch, folder, last))
+
+    def add(self, branch: OpenBranch) -> None:
+        """A branch that has come while the vault is served."""
+        assume(AGENT)
+        self.branches = (*self.branches, branch)
+        self._hang(branch)
+
+    def renew(self, branch: OpenBranch, fd: int) -> None:
+        """The branch has been mounted anew: `fd` is its root from now on.
+
+        What is known of the files in it stays, and is found to be out of date when it is used: they lie on
+        another device now.
+        """
+        for node in list(self.tree.nodes()):
+            if isinstance(node, FolderNode) and node.branch is branch and not node.is_branch_root:
+                self.tree.detach(node, branch)
+        for root in self.branch_roots:
+            if root.branch is branch:
+                root.fd = fd
+        branch.renew(fd)
 
     def _folder(self, names: list[bytes]) -> FolderNode:
         """The folder that a branch hangs in, made if it is not there. It is never forgotten."""

@@ -185,29 +185,29 @@ def test_two_at_once_start_one_agent(session: KasmSession) -> None:
     assert bookmarks.count("/engineering") == 1
 
 
-def test_a_new_mount_is_taken_in(session: KasmSession) -> None:
+def test_a_new_mount_is_taken_in_and_one_that_is_gone_goes(session: KasmSession) -> None:
     session.first_launch(0)
     before = session.status()["pid"]
     elsewhere = session.base / "drive"
     source = session.base / "host/drive"
     source.mkdir()
     (source / "film").write_text("x")
-    subprocess.run(["mount", "--mkdir", "--bind", source, elsewhere], check=True)
+    holder = subprocess.Popen(["sleep", "60"], cwd=session.vault / "engineering")
     try:
-        holder = subprocess.Popen(["sleep", "60"], cwd=session.vault / "engineering")
-        try:
-            report = session.first_launch(2)
-            assert "mounts have changed" in step(report, "vault")["detail"]
+        with storage.bind(source, elsewhere):
+            session.first_launch(0)
             assert session.status()["pid"] == before
-        finally:
-            holder.kill()
-            holder.wait()
-        report = session.first_launch(0)
-        assert session.status()["pid"] != before
-        assert (session.vault / "drive/film").read_text() == "x"
-        session.run("stop")
+            assert (session.vault / "drive/film").read_text() == "x"
+        report = session.first_launch(2)
+        assert "mounts have changed" in step(report, "vault")["detail"]
+        assert session.status()["pid"] == before
     finally:
-        subprocess.run(["umount", "--lazy", elsewhere], check=True)
+        holder.kill()
+        holder.wait()
+    session.first_launch(0)
+    assert session.status()["pid"] != before
+    assert not (session.vault / "drive").exists()
+    session.run("stop")
 
 
 def test_what_the_overlay_hides_is_told_with_its_remedy(session: KasmSession) -> None:
