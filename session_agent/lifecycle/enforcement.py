@@ -40,6 +40,7 @@ class Enforcement:
     async def plug(self, session: Session, restrict: Restrict) -> None:
         """Before a branch is shown: what the policy says of the branches that there are now."""
         self._session = session
+        self._loopholes = loopholes(session)
         self.roots = self._permissions.limits(session, self._permits)
         await restrict(self.roots)
 

@@ -73,7 +73,7 @@ def tell(line: socket.socket, plug: Plug) -> None:
 
 def told(line: socket.socket) -> Plug | None:
     """The worker's side; None at the end of the supervising process."""
-    data, descriptors, _, _ = socket.recv_fds(line, _MESSAGE_LIMIT, 1)
+    data, descriptors, _, _ = socket.recv_fds(line, _MESSAGE_LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
     if not data or not descriptors:
         return None
     return Plug(msgspec.convert(json.loads(data), Mount), descriptors[0])
