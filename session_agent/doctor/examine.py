@@ -25,6 +25,7 @@ _SECONDS = 7.0  # for all checks; what comes before may take two more
 _CHECKS: tuple[tuple[str, Examine, bool], ...] = (
     ("fuse", fuse.examine, False),
     ("agent", vault.examine, False),
+    ("vault-folder", storage.vault_folder, False),
     ("state-directory", storage.state_directory, True),
     ("moves", storage.journals, False),
     ("home", storage.home, False),

@@ -49,6 +49,26 @@ def home(context: Context) -> list[Check]:
     return ok(name, shown)
 
 
+def vault_folder(context: Context) -> list[Check]:
+    """As the user: whether there is a folder to mount over that fusermount3 accepts."""
+    name, path = "vault-folder", context.place.vault
+    shown = printable(path)
+    if context.served or context.root:
+        return ok(name, f"{shown} is mounted" if context.served else f"root sees to {shown}")
+    above = path
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK, effective_ids=True):
+        return ok(name, f"{shown} can be {'written' if above == path else 'made'}")
+    return fail(
+        name,
+        f"{printable(above)} is no folder that the user can write",
+        f"{'fusermount3 mounts' if above == path else 'The vault is made'} only where the user can write.",
+        f"In the image: install -d -o {context.place.user.uid} {shown};"
+        f" in a read-only container: --tmpfs {shown}:uid={context.place.user.uid}",
+    )
+
+
 def state_directory(context: Context) -> list[Check]:
     """With the user's rights: whether it can be made, written, locked, and is nobody else's."""
     name, path = "state-directory", context.place.state_dir

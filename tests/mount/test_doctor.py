@@ -222,6 +222,18 @@ class TestLimits:
 
 
 class TestStorage:
+    def test_a_vault_that_the_user_cannot_mount_over(self, session: KasmSession) -> None:
+        checks = doctor(session, as_user=True)
+        assert_check(
+            checks, "vault-folder", "fail", "no folder that the user", "install -d -o 1000"
+        )
+        os.chown(session.vault, USER, USER)
+        assert_check(doctor(session, as_user=True), "vault-folder", "ok", "can be written")
+        session.settings["vault"] = str(session.base / "new/vault")
+        checks = doctor(session, as_user=True)
+        assert_check(checks, "vault-folder", "fail", f"{session.base} is no folder", "install -d")
+        assert_check(doctor(session), "vault-folder", "ok", "root sees to")
+
     def test_a_home_that_ends_with_the_container(self, session: KasmSession) -> None:
         assert_check(doctor(session), "home", "warn", "(tmpfs)", '"volumes"')
 
