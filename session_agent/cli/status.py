@@ -48,6 +48,9 @@ def _print(document: StatusDocument) -> None:
     told = _moves(document)
     if told:
         click.echo(f"{told}: see `session-agent moves`")
+    foreign = _foreign(document)
+    if foreign:
+        click.echo(foreign)
     for warning in document.warnings:
         click.echo(f"warning: {shown(warning)}")
 
@@ -61,3 +64,16 @@ def _moves(document: StatusDocument) -> str:
     if failed:
         told.append("1 move has failed" if failed == 1 else f"{failed} moves have failed")
     return ", ".join(told)
+
+
+def _foreign(document: StatusDocument) -> str:
+    """What is heard of others' changes; nothing where no folder is watched."""
+    names = ("watched", "unwatched", "announced", "coalesced", "rescanned")
+    watched, unwatched, announced, coalesced, rescanned = (
+        document.foreign.get(name, 0) for name in names
+    )
+    if not watched and not unwatched:
+        return ""
+    beyond = f" (could not be watched: {unwatched})" if unwatched else ""
+    told = f"announced {announced}, coalesced {coalesced}, folders compared {rescanned}"
+    return f"others' changes: folders watched {watched}{beyond}; {told}"
