@@ -12,6 +12,7 @@ from session_agent.desktop import (
     bookmarks,
     emblems,
     icons,
+    links,
     obsidian,
     obsidian_plugin,
     obsidian_registry,
@@ -27,6 +28,7 @@ from session_agent.lifecycle.report import StepReport, StepState
 from session_agent.lifecycle.session import Place
 from session_agent.model import Branch, Mount, Session, SessionUser, printable
 from session_agent.mounts.names import below
+from session_agent.overlay import connection
 
 Writer = Callable[[], list[Change]]
 
@@ -37,6 +39,14 @@ class _Outcome:
 
     changes: list[Change]
     differences: list[Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class _LinksOutcome:
+    """What the links' process answers."""
+
+    written: _Outcome
+    names: list[str]
 
 
 def write_home(
@@ -96,9 +106,14 @@ def write_vault(
     time_limit: float,
     dry: bool = False,
 ) -> list[StepReport]:
-    """Obsidian's settings in `folder`, which is or becomes the vault's top level."""
+    """The links that compose a vault without an overlay, and Obsidian's settings in `folder`.
+
+    `folder` is or becomes the vault's top level.
+    """
     memory = Memory(place.state_dir)
-    branches = _reachable(session, overlay=overlay)
+    reports, linked = _write_links(place, session, memory, overlay, time_limit / 3, dry)
+    reachable = _reachable(session, overlay=overlay)
+    branches = [b for b in session.branches if b in reachable or b.name in linked]
     # The vault is reached through the overlay and beside it; without one it may be another folder.
     alone = not overlay and session.root_branch != session.vault
     known_as = f"{session.vault} without the overlay" if alone else session.vault
@@ -108,7 +123,36 @@ def write_vault(
             folder, branches, memory, place.obsidian, known_as=known_as, plugin=plugin
         )
     }
-    return _run(writer, place.user, time_limit, dry)
+    return [*reports, *_run(writer, place.user, time_limit / 3 * 2, dry)]
+
+
+def _write_links(
+    place: Place, session: Session, memory: Memory, overlay: bool, time_limit: float, dry: bool
+) -> tuple[list[StepReport], list[str]]:
+    """The links' step, if there is anything to say, and the branches that are linked.
+
+    Where there will be an overlay the links go, or it would hide, or show, what nobody put there.
+    """
+    if connection.is_mounted(place.vault):  # the folder is out of reach, and without links
+        return [], []
+    targets = {} if overlay else links.wanted(session.branches, place.vault)
+
+    def write() -> _LinksOutcome:
+        names: list[str] = []
+
+        def writer() -> list[Change]:
+            linked = links.apply(place.vault, targets, place.user, memory)
+            names.extend(linked.names)
+            return [linked.change]
+
+        return _LinksOutcome(_perform(writer, dry), names)
+
+    try:
+        outcome = bounded.run(write, _LinksOutcome, time_limit=time_limit)
+    except (AgentError, OSError) as error:
+        return [_failed(links.WHAT, str(error))], []
+    told = targets or any(c.changed or c.problem for c in outcome.written.changes)
+    return _reports(outcome.written) if told else [], outcome.names
 
 
 def write_icons(place: Place, *, time_limit: float, dry: bool = False) -> list[StepReport]:
