@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -289,6 +290,33 @@ class TestWithoutFuse:
         assert f"file://{session.vault}/engineering" in bookmarks
         rooms = (session.home / ".config/session-agent/rooms.yaml").read_text()
         assert "drive" not in rooms
+
+    @pytest.mark.needs_fuse
+    def test_drives_elsewhere_are_linked_until_there_is_an_overlay(
+        self, session: KasmSession
+    ) -> None:
+        os.chown(session.vault, USER, USER)
+        session.settings["overlay"] = {"enabled": False}
+        link = session.vault / "drive"
+        with storage.tmpfs(session.base / "drive"):
+            self.check(session)
+            assert os.readlink(link) == f"{session.base}/drive"
+            assert link.lstat().st_uid == USER
+            bookmarks = json.loads((session.vault / ".obsidian/bookmarks.json").read_text())
+            assert "drive" in json.dumps(bookmarks)
+            session.settings["overlay"] = {"enabled": True}
+            assert step(session.first_launch(0), "links in the vault")["changed"]
+            assert not link.is_symlink()
+            session.run("stop")
+        assert not os.path.lexists(link)
+
+    def test_a_link_to_a_drive_that_is_gone_goes(self, session: KasmSession) -> None:
+        os.chown(session.vault, USER, USER)
+        session.settings["overlay"] = {"enabled": False}
+        with storage.tmpfs(session.base / "drive"):
+            self.check(session)
+        self.check(session)
+        assert not os.path.lexists(session.vault / "drive")
 
 
 @pytest.mark.needs_fuse

@@ -16,7 +16,7 @@ STEPS = {"open", "os.rename", "os.mkdir", "os.remove"}
 def killed_at(number: int, home: Path, step: Callable[[], object]) -> bool:
     """Do `step` in a process that is killed before its step `number`; whether there was one.
 
-    Steps are what is done to files below `home`, and every process that is started.
+    Steps are what is done to files below `home`, links that are made, and every process that is started.
     """
     pid = os.fork()
     if pid == 0:
@@ -25,7 +25,9 @@ def killed_at(number: int, home: Path, step: Callable[[], object]) -> bool:
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal count
             on_file = event in STEPS and str(arguments[0]).startswith(str(home))
-            if on_file or event == "subprocess.Popen":
+            # By a folder's descriptor, the name alone tells nothing.
+            by_folder = event == "os.symlink" or (event == "os.remove" and arguments[1] != -1)
+            if on_file or by_folder or event == "subprocess.Popen":
                 count += 1
                 if count == number:
                     os.kill(os.getpid(), signal.SIGKILL)
