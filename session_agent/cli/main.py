@@ -16,7 +16,7 @@ from session_agent.errors import EXIT_FAILED, EXIT_OK, AgentError
 
 _VERBS = (
     *("first-launch", "doctor", "mounts", "status", "moves", "stop", "recover", "serve"),
-    *("plan", "policy", "schema"),
+    *("plan", "policy", "registry", "schema"),
 )
 _INTERRUPTED = 130  # what a shell reports for SIGINT
 

@@ -32,9 +32,10 @@ VERBS = [
     "serve",
     "plan",
     "policy",
+    "registry",
     "schema",
 ]
-GROUPS = {"policy": ["check", "explain", "diff", "test"]}
+GROUPS = {"policy": ["check", "explain", "diff", "test"], "registry": ["check"]}
 # What is typed for each command: a verb, or a verb and what it is a group of.
 COMMANDS = [
     [verb, *below]

@@ -1,0 +1,1 @@
+"""Kasm's workspace registries: what is wrong with an entry, and what Kasm will warn of."""
