@@ -130,9 +130,10 @@ def read(path: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         raise PolicyError(f"{where} cannot be read: {reason}.", "Name the policy file.") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PolicyError(f"{where} is not a regular file.", "Name the policy file.")
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise PolicyError(f"{where} is not a regular file.", "Name the policy file.")
         data = file.read(SIZE_LIMIT + 1)
     if len(data) > SIZE_LIMIT:
         raise PolicyError(f"{where} is larger than {SIZE_LIMIT >> 20} MiB.", "Name the right file.")

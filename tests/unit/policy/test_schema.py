@@ -252,6 +252,10 @@ class TestReading:
         with pytest.raises(PolicyError, match="not a regular file"):
             load(str(tmp_path / "f"))
 
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(PolicyError, match="not a regular file"):
+            load(str(tmp_path))
+
     def test_too_large(self, tmp_path: Path) -> None:
         with open(tmp_path / "f", "wb") as file:
             file.truncate(SIZE_LIMIT + 1)
