@@ -89,7 +89,7 @@ class TestAllIsWell:
         assert "serves" in one(checks, "agent")["detail"]
         assert_check(checks, "mounts", "ok", "2 hold user storage")
         assert_check(checks, "state-directory", "ok", "can be written and locked")
-        assert_check(checks, "foreign-events", "ok", "off")
+        assert_check(checks, "foreign-events", "ok", " watched, 0 unwatched")
 
     def test_as_the_user_beside_roots_agent(self, session: KasmSession) -> None:
         """The user needs no right to mount: the vault is there."""
@@ -332,9 +332,9 @@ class TestVault:
         )
 
     def test_foreign_events(self, session: KasmSession) -> None:
-        session.settings["overlay"] = {"foreign_events": True}
+        session.settings["overlay"] = {"foreign_events": False}
         session.first_launch(0)
-        assert_check(doctor(session), "foreign-events", "ok", "watched")
+        assert_check(doctor(session), "foreign-events", "ok", "off")
 
 
 class TestDesktop:
