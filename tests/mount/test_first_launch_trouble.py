@@ -280,6 +280,16 @@ class TestWithoutFuse:
             told = self.check(session, as_user=True)
         assert "/dev/fuse cannot be opened (Permission denied)" in told
 
+    def test_obsidian_gets_a_plugin_and_it_is_not_switched_on(self, session: KasmSession) -> None:
+        os.chown(session.vault, USER, USER)
+        session.settings["overlay"] = {"enabled": False}
+        self.check(session)
+        settings = session.vault / ".obsidian"
+        plugin = settings / "plugins/session-agent-moves"
+        assert sorted(os.listdir(plugin)) == ["main.js", "manifest.json"]
+        assert (plugin / "main.js").stat().st_uid == USER
+        assert not (settings / "community-plugins.json").exists()
+
     def test_bookmarks_lead_to_where_the_mounts_are(self, session: KasmSession) -> None:
         os.chown(session.vault, USER, USER)
         session.settings["overlay"] = {"enabled": False}

@@ -1,7 +1,8 @@
 "use strict";
 // Runs the plugin as Obsidian would. Reads what to do as JSON from its standard input and prints what
 // came of it as JSON. "kill" is the number of the changing call before which the process kills itself;
-// "meanwhile" maps the name of a call to what another program appends to a file just before it.
+// "meanwhile" maps a call, "link" for the first or "link:2" for the second of that name, to what another
+// program does to a file just before it.
 
 const fs = require("fs");
 const Module = require("module");
@@ -22,9 +23,9 @@ function intercept(object, name, label) {
   object[name] = async function (...given) {
     calls.push(label);
     if (calls.length === job.kill) process.kill(process.pid, "SIGKILL");
-    const other = job.meanwhile?.[label];
+    const number = calls.filter((call) => call === label).length;
+    const other = job.meanwhile?.[number === 1 ? label : `${label}:${number}`];
     if (other) {
-      delete job.meanwhile[label];
       if (other.append) fs.appendFileSync(other.append, other.text);
       if (other.create) fs.writeFileSync(other.create, other.text, { flag: "wx" });
     }

@@ -223,11 +223,14 @@ class TestRefusals:
     def test_a_source_that_cannot_be_removed_after_all(self, vault: Path) -> None:
         """The copy is in place by then, and is taken back."""
         make_tree(vault / "b/notes")
-        subprocess.run(["chattr", "-R", "+i", str(vault / "b/notes/sub")], check=True)
+        fixed = str(vault / "b/notes/sub/deep/empty")
+        subprocess.run(["chattr", "+i", fixed], check=True)
         try:
-            assert refused(vault, "b/notes/sub/deep", "a/new")["code"] == "EPERM"
+            error = refused(vault, "b/notes/sub/deep", "a/new")
         finally:
-            subprocess.run(["chattr", "-R", "-i", str(vault / "b/notes/sub")], check=True)
+            subprocess.run(["chattr", "-i", fixed], check=True)
+        assert error["code"] == "EPERM"
+        assert "was not moved, and is where it was" in texts(error)
         assert os.listdir(vault / "a") == []
 
     def test_a_copy_that_somebody_has_written_to_is_not_taken_back(self, vault: Path) -> None:
@@ -236,7 +239,7 @@ class TestRefusals:
         subprocess.run(["chattr", "+i", str(vault / "b/one.md")], check=True)
         try:
             # The first unlink is that of the reserved name, the copy being in place by then.
-            done = run(vault, ["rename", "b/one.md", "a/one.md"], meanwhile={"unlink": added})
+            done = moved(vault, "b/one.md", "a/one.md", meanwhile={"unlink": added})
         finally:
             subprocess.run(["chattr", "-i", str(vault / "b/one.md")], check=True)
         assert contents(vault) == {"b/one.md": b"hello", "a/one.md": b"hello, world"}
@@ -262,6 +265,22 @@ class TestChangedMeanwhile:
         done = moved(vault, "a/one.md", "b/one.md", meanwhile={"handle.sync": added})
         assert contents(vault) == {"b/one.md": b"hello, world"}
         assert done["notices"] == []
+
+    def test_when_the_copy_is_ready(self, vault: Path) -> None:
+        """Between the copy and Obsidian's second call to rename, which puts it in place."""
+        (vault / "a/one.md").write_text("hello")
+        added = {"append": str(vault / "a/one.md"), "text": ", world"}
+        moved(vault, "a/one.md", "b/one.md", meanwhile={"rename:2": added})
+        assert contents(vault) == {"b/one.md": b"hello, world"}
+
+    def test_one_that_is_written_to_all_the_time(self, vault: Path) -> None:
+        (vault / "a/one.md").write_text("1")
+        more = {"append": str(vault / "a/one.md"), "text": "+1"}
+        calls = {f"rename{number}": more for number in ("", ":2", ":3", ":4")}
+        done = run(vault, ["rename", "a/one.md", "b/one.md"], meanwhile=calls)
+        assert done["outcomes"][0]["code"] == "EBUSY"
+        assert contents(vault) == {"a/one.md": b"1+1+1+1+1"}
+        assert "being changed" in texts(done)
 
     @pytest.mark.parametrize("call", ["rename", "handle.write"])
     def test_a_folder_while_it_is_copied(self, vault: Path, call: str) -> None:
