@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -93,13 +95,14 @@ class Running:
 
     `document` is its status, None if it gave no answer; `problem` then says why. `pid` is 0 for an
     agent in another container: two sessions then share one state directory, in one home perhaps.
-    `starting`: it does not listen yet, or no more.
+    `starting`: it does not listen yet, or no more. `theirs`: only root's is believed, and this one is not.
     """
 
     pid: int
     document: StatusDocument | None = None
     problem: str = ""
     starting: bool = False
+    theirs: bool = False
 
 
 class NotListeningError(ControlError):
@@ -116,7 +119,7 @@ def consult(place: Place, verb: Verb = "status", argument: str = "") -> Running 
 
     def look() -> list[Running]:
         with acting_as(place.user):
-            return _consult(place.state_dir, place.user.uid, request)
+            return _consult(place, request)
 
     try:
         found = bounded.run(look, list[Running], time_limit=2 * ANSWER_SECONDS)
@@ -133,22 +136,40 @@ def consult(place: Place, verb: Verb = "status", argument: str = "") -> Running 
     return found[0] if found else None
 
 
-def _consult(state_dir: str, uid: int, request: Request) -> list[Running]:
-    folder = state.find(state_dir)
+def _consult(place: Place, request: Request) -> list[Running]:
+    folder = state.find(place.state_dir)
     if folder is None:
         return []
     pid = state.holder(folder)
     if pid is None:
         return []
     if pid <= 0:  # the kernel has no number for it in this PID namespace
-        problem = f"An agent in another container uses the state directory {printable(state_dir)}."
-        return [Running(0, None, problem)]
+        shown = printable(place.state_dir)
+        return [
+            Running(0, None, f"An agent in another container uses the state directory {shown}.")
+        ]
+    if place.only_root and not _is_roots(pid):
+        problem = "A permission policy holds, and the agent that runs is not root's."
+        return [Running(pid, None, problem, theirs=True)]
+    trusted = {0} if place.only_root else {0, place.user.uid}
     try:
-        return [Running(pid, ask(folder, request, {0, uid}))]
+        return [Running(pid, ask(folder, request, trusted))]
     except NotListeningError as error:
         return [Running(pid, None, str(error), starting=True)]
     except ControlError as error:
         return [Running(pid, None, str(error))]
+
+
+def _is_roots(pid: int) -> bool:
+    """Whether root runs it, as the kernel says; the owner of /proc/PID is root's whenever a process likes.
+
+    Not all there is to it (set-uid programs keep a lock), so that its socket has to be root's too.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return True  # it has just ended
+    return re.search(r"^Uid:\s+0\s+0\s", status, re.MULTILINE) is not None
 
 
 def ask(folder: int, request: Request, trusted: set[int]) -> StatusDocument:

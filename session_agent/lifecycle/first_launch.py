@@ -116,10 +116,13 @@ class _FirstLaunch:
         """The agent that runs already, and why there can be no vault, if that is known by now."""
         try:
             running = control.consult(self._place)
+            if running is not None and running.theirs:
+                daemon.stop(self._place, force=True)
+                running = control.consult(self._place)
             if running is not None and running.starting:
                 # Another first-launch has just started it.
                 running = daemon.await_other(self._place, _OTHER_SECONDS)
-        except ControlError as error:
+        except (ControlError, MountError) as error:
             return None, error
         if running is None or running.document is not None:
             return running, None
@@ -145,6 +148,8 @@ class _FirstLaunch:
         """Clear away what a killed agent left, and see to the vault's folder."""
         place = self._place
         try:
+            if place.only_root:
+                vault.remove_users(place.vault)
             vault.take_over(place.vault, place.user)
             vault.prepare(place.vault, place.user)
         except MountError as error:
@@ -238,7 +243,8 @@ def _differs(session: Session, document: StatusDocument) -> bool:
 def _warnings(loaded: Loaded, session: Session, running: control.Running | None) -> tuple[str, ...]:
     """What the session knows, and what the agent found when it started."""
     told: tuple[str, ...] = running.document.warnings if running and running.document else ()
-    if running is None and loaded.settings.policy.file is not None:
+    served = running is not None and running.document is not None
+    if not served and loaded.settings.policy.file is not None:
         told = ("The permission policy is not kept: there is no vault, and the mounts lie open.",)
     return tuple(dict.fromkeys([*map(printable, session.warnings), *told]))
 

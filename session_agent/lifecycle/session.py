@@ -26,7 +26,11 @@ ASK_SECONDS = 1.0  # for what a healthy file system answers at once
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this session's things are: known before any mount is looked at. Paths are real ones."""
+    """Where this session's things are: known before any mount is looked at. Paths are real ones.
+
+    `only_root`: a policy holds and this is root, who then believes and keeps no agent but root's. The state
+    directory is the user's, who could have started one first, or something that passes for one.
+    """
 
     user: SessionUser
     vault: str
@@ -35,6 +39,7 @@ class Place:
     rooms: Terms
     warnings: tuple[str, ...] = ()
     obsidian: obsidian.Terms = field(default_factory=obsidian.Terms)
+    only_root: bool = False
 
 
 def find_place(loaded: Loaded) -> Place:
@@ -70,6 +75,7 @@ def find_place(loaded: Loaded) -> Place:
         # Told here, since the companion is the user whoever started the agent.
         obsidian=obsidian.Terms(settings.obsidian, root_only=os.geteuid() == 0),
         warnings=_warnings(loaded, user),
+        only_root=settings.policy.file is not None and os.geteuid() == 0,
     )
 
 

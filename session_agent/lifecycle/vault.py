@@ -60,6 +60,18 @@ def take_over(vault: str, user: SessionUser) -> bool:
     return found
 
 
+def remove_users(vault: str) -> None:
+    """Unmount what agents of the session user's own, with whatever state directory, have mounted at `vault`.
+
+    Raises MountError if one cannot be removed.
+    """
+    while connection.is_mounted(vault):
+        here = [entry for entry in mountinfo.read() if entry.path == vault]
+        if here and "user_id=0" in here[-1].super_options:
+            return
+        unmount(vault, lazy=True)
+
+
 def unmount(vault: str, *, lazy: bool) -> None:
     """Unmount the agent's mount at `vault`.
 
