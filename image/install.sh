@@ -33,6 +33,8 @@ install() {
     # Unquoted on purpose: names are separate arguments.
     # shellcheck disable=SC2086
     apt-get install -qq -y --no-install-recommends $packages >/dev/null
+    # Not every base cleans up by itself; Ubuntu's caches are larger than the agent.
+    apt-get clean
     rm -rf /var/lib/apt/lists/*
 }
 

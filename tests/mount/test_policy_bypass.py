@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from session_agent.lifecycle import control, state
 from tests.mount.test_policy import USER, Governed
-from tests.support.session import KasmSession, kasm_session
+from tests.support.session import ROOT, KasmSession, kasm_session
 from tests.support.vault import as_person, outcome
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -146,6 +148,71 @@ def test_exchange_and_hard_links(session: KasmSession) -> None:
         lambda: as_person(lambda: os.link(vault / "engineering/mine", vault / "wiki/x"), USER)
     )
     assert linked == "ENOENT"
+
+
+@pytest.mark.parametrize("state_dir", ["", "state"], ids=["in the same place", "elsewhere"])
+def test_an_agent_that_the_user_has_started_first(state_dir: str) -> None:
+    """It would keep the policy, but the user could end it: root's takes its place."""
+    with kasm_session() as made:
+        Governed(made)
+        if state_dir:
+            made.environment["SESSION_AGENT_STATE_DIR"] = str(made.home / state_dir)
+        os.chown(made.vault, USER, USER)
+        done = made.run("first-launch", as_user=True)
+        assert len(made.overlay_mounts()) == 1, done.stdout
+        made.environment.clear()
+        done = made.run("first-launch")
+        assert done.returncode == 0, done.stdout
+        assert os.stat(f"/proc/{agent(made)}").st_uid == 0
+        assert "the agent runs as the user" not in done.stdout
+        assert len(made.overlay_mounts()) == 1
+        assert hidden(made)
+
+
+_PRETENDER = """
+import os, socket, sys, time
+from session_agent.lifecycle import control, state
+from session_agent.model import SessionUser
+folder = state.create(sys.argv[1], SessionUser("u", 1000, 1000, (), sys.argv[2]))
+if sys.argv[3] == "hold":
+    state.lock(folder, SessionUser("u", 1000, 1000, (), sys.argv[2]))
+    print("ready", flush=True)
+    time.sleep(600)
+os.setresuid(1000, 1000, 1000)
+server = socket.socket(socket.AF_UNIX)
+server.bind(control.address(folder))
+server.listen()
+print("ready", flush=True)
+while True:
+    client = server.accept()[0]
+    client.recv(4096)
+    document = control.StatusDocument("running", sys.argv[4])
+    client.sendall(control.encode(control.Answer(document=document)))
+    client.close()
+"""
+
+
+def test_a_socket_that_passes_for_root_s(session: KasmSession) -> None:
+    """Though root holds the lock, as a set-uid program started with it would: said, and not believed."""
+    with kasm_session() as made, contextlib.ExitStack() as stack:
+        Governed(made)
+        for what in ("hold", "answer"):
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", _PRETENDER),
+                    *(str(made.state_dir), str(made.home), what, str(made.vault)),
+                ],
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        done = made.run("first-launch")
+        assert done.returncode == 2, done.stdout
+        assert "somebody else's" in done.stdout
+        assert "policy is not kept" in done.stdout
 
 
 def test_root_may_end_it(session: KasmSession) -> None:
