@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,10 +31,8 @@ policy:
 """
 
 
-@pytest.fixture(scope="module")
-def session(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    """`engineering` is the user's, `marketing` to be read only, `wiki` hidden."""
-    host = tmp_path_factory.mktemp("host")
+def governed(host: Path) -> tuple[str, ...]:
+    """Options: `engineering` is the user's, `marketing` to be read only, `wiki` hidden."""
     host.chmod(0o755)
     for name in ("engineering", "marketing", "wiki", "settings"):
         (host / name).mkdir()
@@ -44,11 +43,16 @@ def session(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (host / "settings/config.yaml").write_text(CONFIG)
     (host / "settings/vault-permissions.yaml").write_text(POLICY)
     (host / "settings/identity.yaml").write_text("user: ann\ngroups: [staff]\n")
-    options = (
+    return (
         *FUSE,
         *mounts(host),
         *("--volume", f"{host}/settings:/etc/session-agent", "--entrypoint", "sleep"),
     )
+
+
+@pytest.fixture(scope="module")
+def session(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    options = governed(tmp_path_factory.mktemp("host"))
     with built.engine.container(*options, command=["600"]) as one:
         one.run("session-agent", "first-launch", user="0")
         one.until("ls /vault/engineering")
@@ -257,6 +261,17 @@ def test_races_of_links_with_every_operation(session: Container) -> None:
     assert SECRET not in said
     assert session.tried("cat /vault/engineering/got*")[1].count(SECRET) == 0
     session.sh("rm -rf /vault/engineering/[abc] /vault/engineering/got*")
+
+
+def test_an_agent_of_the_user_s_own_comes_first(built: Built, tmp_path: Path) -> None:
+    """As the image's entry point starts one, before the hook: root's takes its place."""
+    with built.engine.container(*governed(tmp_path), command=["600"]) as one:
+        one.tried("session-agent first-launch")
+        one.run("session-agent", "first-launch", user="0")
+        assert one.sh("stat -c %u /proc/$(pgrep -o -f 'session_agent serve')") == "0"
+        assert one.tried("session-agent stop --force")[0] == 1
+        assert one.tried("cat /vault/wiki/page.md")[0] != 0
+        one.sh("echo text > /vault/engineering/new")
 
 
 def test_the_raw_folder_before_the_agent_starts(session: Container) -> None:
