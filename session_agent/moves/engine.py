@@ -256,9 +256,10 @@ class Job:
         return self.finish(on_commit)
 
     def copy(self) -> None:
-        """Stage and commit."""
+        """Stage and commit. CancelledError; OSError with both sides as they were."""
         try:
             self.stage()
+            self.progress.check()
             self.commit()
         except BaseException as error:
             self.abandon(error=(isinstance(error, OSError) and error.errno) or 0)

@@ -20,6 +20,7 @@ import trio
 
 from session_agent.fsutil.at import remove_tree, stat_at
 from session_agent.fsutil.credentials import AGENT, Caller, assume
+from session_agent.moves.engine import Job
 from session_agent.moves.plan import failed
 from session_agent.moves.progress import CancelledError
 from session_agent.moves.record import Record, State
@@ -55,6 +56,9 @@ class Background:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self.live: dict[str, Moving] = {}
+        self.inline: dict[
+            Job, tuple[MoveEnd, MoveEnd]
+        ] = {}  # what is copied while its caller waits
         self._waiting, self._accepted = trio.open_memory_channel[Moving](1 << 16)
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._stopping = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from errno import EBUSY, EIO, ENOTEMPTY
+from errno import EACCES, EBUSY, EIO, ENOTEMPTY
 
 import msgspec
 import trio
@@ -19,6 +19,7 @@ from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.fsutil.syscalls import RENAME_EXCHANGE
 from session_agent.moves.engine import Job
 from session_agent.moves.plan import Place, Request, measure
+from session_agent.moves.progress import CancelledError
 from session_agent.moves.record import Record, State, decode
 from session_agent.overlay import calls
 from session_agent.overlay.accepted import Moving
@@ -132,6 +133,7 @@ async def _begin(vault: Vault, source: MoveEnd, target: MoveEnd, job: Job) -> st
         if done is not None:
             await over.follow_renamed()
             return done
+        vault.background.inline[job] = (source, target)
         done = await _copy(vault, job, over)
         if not over.followed:
             over.follow(job.copied)
@@ -146,10 +148,11 @@ async def _copy(vault: Vault, job: Job, over: ChangeOver) -> str:
     with elsewhere:
         try:
             return await trio.to_thread.run_sync(copy)
-        except OSError:
-            vault.background.look_for_leftover(job.record)
-            raise
+        except CancelledError:  # access has ended
+            raise error(EACCES) from None
         finally:
+            del vault.background.inline[job]
+            vault.background.look_for_leftover(job.record)
             job.close()
 
 

@@ -10,6 +10,7 @@ import pyfuse3
 import trio
 
 from session_agent.model import Grant
+from session_agent.overlay.following import MoveEnd
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.polling import elsewhere
 from session_agent.overlay.tree import Node
@@ -22,20 +23,26 @@ log = logging.getLogger(__name__)
 async def restrict(vault: Vault, limits: Limits, roots: Mapping[str, Limit]) -> None:
     """From now on `roots` hold. Every request that comes after the first step is answered by them.
 
-    Then what the kernel remembers of places that have changed is made to be asked for again, and moves in the
-    background whose ends may not be written any more are stopped, unless their commit has begun.
+    Then what the kernel remembers of places that have changed is made to be asked for again, and moves whose
+    ends may not be written any more are stopped, unless their commit has begun.
     """
+
+    def ended(source: MoveEnd, target: MoveEnd) -> bool:
+        return any(
+            limits.of_folder(end.folder).child(end.name).grant is not Grant.RW
+            for end in (source, target)
+        )
+
     known = [node for node in vault.tree.nodes() if node.parent is not None]
     before = {node: limits.of(node).grant for node in known}
     limits.roots = roots
+    for job, ends in vault.background.inline.items():
+        if ended(*ends):
+            job.progress.cancel()
+            log.warning("%s is not moved: access has ended", job.request.source.label)
     for moving in list(vault.background.live.values()):
-        for end in (moving.source, moving.target):
-            limit = limits.of_folder(end.folder).child(end.name)
-            if limit.grant is Grant.RW:
-                continue
-            if await vault.background.cancel(moving.record.id):
-                log.warning("%s is not moved: access has ended", moving.record.source.shown)
-                break
+        if ended(moving.source, moving.target) and await vault.background.cancel(moving.record.id):
+            log.warning("%s is not moved: access has ended", moving.record.source.shown)
     changed = [node for node in known if limits.of(node).grant is not before[node]]
     with elsewhere:
         await trio.to_thread.run_sync(partial(_forget, [_known_by(node) for node in changed]))

@@ -6,6 +6,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,6 +239,26 @@ class TestChanges:
         assert source.stat().st_size == 100_000
         assert (vault.path / "alpha/plain/large").stat().st_size == 100_000
         assert not (vault.path / "delta/open/large").exists()
+
+    def test_so_is_one_whose_caller_waits(self, vault: Vault) -> None:
+        vault.expect("alpha/plain/note is not moved: access has ended")
+        old, new = vault.path / "alpha/plain/note", vault.path / "delta/open/moved"
+        answers: list[object] = []
+        moving = threading.Thread(
+            target=lambda: answers.append(outcome(lambda: os.rename(old, new)))
+        )
+        # The kernel keeps the folders locked meanwhile, so forgetting what it knows has to wait.
+        restricting = threading.Thread(target=lambda: vault.restrict(LIMITS | {"alpha": "ro"}))
+        with vault.held_at("staged"):
+            moving.start()
+            until(lambda: vault.has_reached("staged"), True)
+            restricting.start()
+            until(lambda: outcome(lambda: os.utime(vault.path / "alpha/note")), "EROFS")
+        for thread in (moving, restricting):
+            thread.join(PATIENCE)
+        assert answers == ["EACCES"]
+        assert names(vault.backing("delta") / "open") == ["note"]
+        assert (vault.backing("alpha") / "plain/note").read_text() == "text"
 
 
 def test_what_the_kernel_remembers_is_forgotten(place: Storage) -> None:
