@@ -67,11 +67,11 @@ class Supervisor:
                     break
                 self._crashed(status)
         finally:
-            self._signals.restore()
             self._disconnect()
             if not self._signals.kill:
                 with suppress(AgentError):
                     vault.take_over(self._given.session.vault, self._given.session.user)
+            self._signals.restore()  # not before: `stop --force` may lose patience meanwhile
 
     def _once(self, ready: handover.Ready) -> int:
         """Mount, over the connection of a worker that has died if there is one, and have another serve.
