@@ -71,7 +71,7 @@ class Supervisor:
             if not self._signals.kill:
                 with suppress(AgentError):
                     vault.take_over(self._given.session.vault, self._given.session.user)
-            self._signals.restore()  # not before: `stop --force` may lose patience meanwhile
+            self._signals.close()
 
     def _once(self, ready: handover.Ready) -> int:
         """Mount, over the connection of a worker that has died if there is one, and have another serve.
@@ -216,9 +216,8 @@ class _Signals:
         for end in self.sockets:
             end.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._before = {
-            number: signal.signal(number, self._take) for number in (*_STOP, signal.SIGQUIT)
-        }
+        for number in (*_STOP, signal.SIGQUIT):
+            signal.signal(number, self._take)
 
     def _take(self, number: int, _: FrameType | None) -> None:
         self.stop = True
@@ -231,10 +230,11 @@ class _Signals:
             while self.reader.recv(64):
                 pass
 
-    def restore(self) -> None:
-        """As it was before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def close(self) -> None:
+        """Nobody waits for them any more. They stay without effect: this process is about to end in order,
+
+        and `stop --force` may lose patience meanwhile.
+        """
         signal.set_wakeup_fd(-1)
         for end in self.sockets:
             end.close()
