@@ -29,6 +29,7 @@ from session_agent.redaction import redacted
 from session_agent.settings import Loaded
 
 _STOP_SECONDS = 5.0
+_QUIT_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _NOISE_LIMIT = 64 * 1024  # bytes of standard error that are kept
 
@@ -195,7 +196,9 @@ def _signal(place: Place, pid: int, number: signal.Signals) -> bool:
         if running is None or running.pid != pid:
             return False
         signal.pidfd_send_signal(process, number)
-        select.select([process], [], [], _STOP_SECONDS)
+        # What passes for an agent need not heed SIGQUIT, and first-launch has no time to lose.
+        patience = _QUIT_SECONDS if number == signal.SIGQUIT else _STOP_SECONDS
+        select.select([process], [], [], patience)
         return True
     finally:
         os.close(process)
