@@ -12,6 +12,25 @@ readonly save_seconds=3                                    # that programs get b
 
 say() { printf 'session-agent: %s\n' "$*" >&2; }
 
+child=
+stopping=
+
+# shellcheck disable=SC2317  # called by traps
+pass_on() {
+    stopping=yes
+    # A terminal tells all its programs itself.
+    [[ -z $child || ($1 == INT && -t 0) ]] || kill -s "$1" "$child" 2>/dev/null
+}
+# From here on, since a container's first process does not get a signal that it has no trap for.
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+trap 'pass_on HUP' HUP
+trap 'pass_on QUIT' QUIT
+
+end() {
+    session-agent stop >&2 || session-agent stop --force >&2
+}
+
 command -v session-agent >/dev/null || {
     say 'session-agent is not on PATH; is this the image that image/Dockerfile makes?'
     exit 127
@@ -26,6 +45,10 @@ fi
 
 # Whatever is missing, the session starts; `first-launch` has said what to do.
 session-agent first-launch --exit-zero >&2
+if [[ -n $stopping ]]; then
+    end
+    exit 143
+fi
 
 if (($# == 0)) || [[ ${1} == -* ]]; then
     if [[ -x $own_entry ]]; then
@@ -37,20 +60,6 @@ if (($# == 0)) || [[ ${1} == -* ]]; then
         exit 127
     fi
 fi
-
-child=
-stopping=
-
-# shellcheck disable=SC2317  # called by traps
-pass_on() {
-    stopping=yes
-    # A terminal tells all its programs itself.
-    [[ $1 == INT && -t 0 ]] || kill -s "$1" "$child" 2>/dev/null
-}
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
-trap 'pass_on HUP' HUP
-trap 'pass_on QUIT' QUIT
 
 # In the background, since a shell that waits for a program hears no signal. With the terminal, if there is one,
 # and without the ignored signals that a shell gives what it runs there.
@@ -71,7 +80,7 @@ if [[ -n $stopping ]]; then
         sleep 0.1
     done
 fi
-session-agent stop >&2 || session-agent stop --force >&2
+end
 if [[ -n $stopping ]]; then
     kill -0 "$child" 2>/dev/null && exit 143 # it does not end, but with the container
     wait "$child"

@@ -170,12 +170,22 @@ def test_stop_lets_moves_end_and_unmounts(built: Built, host: Path, home: str) -
 
 def test_a_signal_reaches_the_program(built: Built, host: Path) -> None:
     """While the vault is there: it can save what it has open."""
-    script = "trap 'echo saved > /vault/engineering/note; exit 7' TERM; sleep 600 & wait"
+    script = (
+        "trap 'echo saved > /vault/engineering/note; exit 7' TERM; touch ~/up; sleep 600 & wait"
+    )
     with built.engine.container(*FUSE, *mounts(host), command=["bash", "-c", script]) as one:
-        one.until(SERVED)
+        one.until("test -e ~/up")
         built.engine.docker("stop", "--time", "60", one.name)
         assert one.state("ExitCode") == "7"
         assert (host / "engineering/note").read_text() == "saved\n"
+
+
+def test_stopped_while_it_starts(built: Built, host: Path) -> None:
+    """The first process of a container does not hear a signal that it has no trap for."""
+    with built.engine.container(*FUSE, *mounts(host)) as one:
+        one.until("pgrep -f first-launch")
+        built.engine.docker("stop", "--time", "60", one.name)
+        assert one.state("ExitCode") == "143"
 
 
 def test_the_command_s_exit_code(built: Built, host: Path) -> None:
