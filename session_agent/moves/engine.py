@@ -170,6 +170,7 @@ class Job:
         self._write(
             state=State.COMMITTING,
             stages=tuple(stage.inode for stage in self._stages),
+            copied=tuple(stage.copied_now.source for stage in self._stages),
             losses=tuple(sorted(set().union(*(stage.losses for stage in self._stages)))),
         )
         reach("committing")

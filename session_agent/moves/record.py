@@ -10,6 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
+from session_agent.moves.snapshot import Snapshot
+
 
 class State(StrEnum):
     """How far a move is. docs/moves.md says who sets each, and what recovery makes of it."""
@@ -71,8 +73,9 @@ class Identity(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True):
     """One move. Times are in seconds since 1970. `flags` are renameat2's, `error` is an errno or 0.
 
-    `stages`: inode numbers of the complete copies, in COMMITTING and later; an exchange has two. `boot` tells
-    which start of the machine the stage was written under. `total_bytes` and `total_files` are 0 until known.
+    `stages`: inode numbers of the complete copies, in COMMITTING and later; an exchange has two. `copied`:
+    what each was copied of. `boot` tells which start of the machine the stage was written under. Totals
+    are 0 until known.
     """
 
     id: str
@@ -86,6 +89,7 @@ class Record(msgspec.Struct, frozen=True):
     state: State = State.STAGING
     strategy: str = "copy"
     stages: tuple[int, ...] = ()
+    copied: tuple[Snapshot, ...] = ()
     boot: str = ""
     total_bytes: int = 0
     total_files: int = 0

@@ -260,10 +260,30 @@ class _Recovery:
 
     def _retire(self, old: Place, new: Place, number: int) -> bool:
         """Remove what is left at the old name, if the new one holds all of it."""
-        copied = _match(old.folder, old.name, new.folder, new.name)
+        copied = self._as_copied(old, new, number)
+        if copied is None:
+            copied = _match(old.folder, old.name, new.folder, new.name)
         if copied is None:
             return False
         return retire(old, copied, grave_name(self._record.id, number), self._workers, renamed=True)
+
+    def _as_copied(self, old: Place, new: Place, number: int) -> Copied | None:
+        """A file that is what it was when it was copied: what has been written since, the copy has got."""
+        old_status, new_status = _status(old), _status(new)
+        if old_status is None or new_status is None or number >= len(self._record.copied):
+            return None
+        was, now = self._record.copied[number], Snapshot.of(old_status)
+        # No device: it may have another number by now.
+        same = (was.identity[1], was.mode, was.owner, was.size, was.mtime_ns) == (
+            now.identity[1],
+            now.mode,
+            now.owner,
+            now.size,
+            now.mtime_ns,
+        )
+        if not same or was.format == stat.S_IFDIR:
+            return None
+        return Copied(now, identity(new_status))
 
     def _retire_grave(self, old: Place, new: Place, number: int) -> bool:
         """Go on removing a tree; what the new name does not hold comes back."""

@@ -7,6 +7,7 @@ or its new one, and a copy that could not be removed at once is gone when it can
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,6 +210,31 @@ def test_a_drive_that_dies(
                 _until(lambda: not _left_over(place.branch("alpha")))
                 assert not (place.branch("alpha") / "file").exists()
             vault.new_warnings()  # the drive's death and the failed move, in an order of their own
+
+
+class _KilledError(Exception):
+    """As planned."""
+
+
+def test_killed_after_a_write_to_the_copy(place: Storage, tmp_path: Path) -> None:
+    """The old file is no second version: it is what was copied, and the copy has been written to since."""
+    state = tmp_path / "state"
+    with suppress(_KilledError), serve(place, inline_bytes=0, state=state) as vault:
+        old, new = vault.path / "alpha/file", vault.path / "gamma/file"
+        old.write_bytes(b"text")
+        file = os.open(old, os.O_WRONLY | os.O_APPEND)
+        with vault.held_at("retiring"):
+            rename(old, new)
+            _until(lambda: vault.has_reached("retiring"))
+            os.write(file, b" and more")
+            os.kill(vault.pid, signal.SIGKILL)
+        with suppress(OSError):
+            os.close(file)
+        raise _KilledError
+    assert (place.branch("alpha") / "file").read_bytes() == b"text"
+    with serve(place, inline_bytes=0, state=state), suppress(FileNotFoundError):
+        _until(lambda: not (place.branch("alpha") / "file").exists())
+    assert (place.branch("gamma") / "file").read_bytes() == b"text and more"
 
 
 SLOW = "2M"  # bytes a second, from or to a drive: time to strike while a file is copied
