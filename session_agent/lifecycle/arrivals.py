@@ -1,4 +1,4 @@
-"""Branches that come, or come back, while the vault is served.
+"""Branches that come, go or come back while the vault is served.
 
 The supervising process looks for them, as the one that serves cannot: a child of a process that has the
 branches' files open would tell their servers, when it ends, that each was closed (see overlay/branches.py).
@@ -51,7 +51,7 @@ class Arrivals:
         return None if self._due is None else max(0.0, self._due - time.monotonic())
 
     def look(self) -> list[Plug]:
-        """What has come, if it is time to look."""
+        """What has come, or gone, if it is time to look. The descriptor of what has gone is the caller's."""
         if self._due is None or time.monotonic() < self._due:
             return []
         self._due = None
@@ -59,6 +59,10 @@ class Arrivals:
         if now == self._seen:
             return []  # that was the overlay itself
         self._seen = now
+        gone = [*self._gone(now)]
+        for plug in gone:
+            self._roots[plug.mount.name] = -1
+            self._know(plug.mount)
         plugs = [*self._back(now)]
         try:
             plugs += self._new()
@@ -66,7 +70,14 @@ class Arrivals:
             log.warning("the mounts have changed, but cannot be looked at: %s", error)
         for plug in plugs:
             self._take(plug)
-        return plugs
+        return [*gone, *plugs]
+
+    def _gone(self, now: dict[int, str]) -> Iterator[Plug]:
+        """Branches whose mount is not there any more: a folder that goes on answering is nobody's storage."""
+        for mount in self.session.mounts:
+            held = self._roots.get(mount.name, -1)
+            if held >= 0 and mount_id(held) not in now:
+                yield Plug(replace(mount, state=MountState.DEAD), held)
 
     def _back(self, now: dict[int, str]) -> Iterator[Plug]:
         """Branches at whose path another mount lies than the one that is shown."""
@@ -111,8 +122,11 @@ class Arrivals:
         self._roots[plug.mount.name] = plug.fd
         if former >= 0:
             os.close(former)
-        others = [mount for mount in self.session.mounts if mount.name != plug.mount.name]
-        self.session = with_mounts(self.session, [*others, plug.mount])
+        self._know(plug.mount)
+
+    def _know(self, mount: Mount) -> None:
+        others = [one for one in self.session.mounts if one.name != mount.name]
+        self.session = with_mounts(self.session, [*others, mount])
 
 
 def with_mounts(session: Session, mounts: list[Mount]) -> Session:

@@ -92,12 +92,17 @@ class _Served:
         return (*self.found, *(() if self.enforcement is None else self.enforcement.problems))
 
     async def plug(self, plug: Plug) -> None:
-        """A branch has come, or come back. The policy speaks of it before it is shown."""
+        """A branch has come, come back, or gone. The policy speaks of it before it is shown."""
         name = plug.mount.name
         others = [mount for mount in self.whole.mounts if mount.name != name]
         self.whole = with_mounts(self.whole, [*others, plug.mount])
         if self.enforcement is not None:
             await self.enforcement.plug(self.whole, self.overlay.restrict)
+        if plug.mount.state is MountState.DEAD:
+            os.close(plug.fd)
+            self.overlay.unplug(name)
+            log.warning("%s is not mounted any more", printable(plug.mount.path))
+            return
         branch = next(one for one in self.whole.branches if one.name == name)
         self.overlay.plug(branch, plug.fd)
         log.info("%s is mounted: it is in the vault now", printable(plug.mount.path))

@@ -58,7 +58,7 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class Plug:
-    """A branch that has come, or was mounted anew, with its root."""
+    """A branch that has come, or was mounted anew, with its root; or, where it is dead, one that has gone."""
 
     mount: Mount
     fd: int

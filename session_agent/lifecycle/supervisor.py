@@ -27,7 +27,7 @@ from session_agent.lifecycle.arrivals import Arrivals
 from session_agent.lifecycle.control import Answer
 from session_agent.lifecycle.handover import Handover, Report
 from session_agent.lifecycle.privileges import explain
-from session_agent.model import printable
+from session_agent.model import MountState, printable
 from session_agent.overlay.connection import connect
 from session_agent.overlay.standin import StandIn
 
@@ -133,6 +133,8 @@ class Supervisor:
                 self._arrivals.noticed()
             for plug in self._arrivals.look():
                 handover.tell(line, plug)
+                if plug.mount.state is MountState.DEAD:
+                    os.close(plug.fd)
             if self._signals.reader.fileno() in found:
                 self._signals.clear()
                 number = signal.SIGKILL if self._signals.kill else self._signals.last

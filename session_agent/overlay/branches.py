@@ -49,11 +49,14 @@ class OpenBranch:
         self.info = branch
         self.fd = fd
         self.state = branch.state
+        self.gone = False  # its mount is not there any more
         self.serials: dict[int, int] = {}
         self.last_status: os.stat_result | None = None  # of its root, when that was last asked for
 
     async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
         """Call `function` with `caller`'s rights on files. It must touch nothing but its arguments."""
+        if self.gone:
+            raise _unavailable(self.state)
         assume(caller)
         return function(*arguments)
 
@@ -61,6 +64,8 @@ class OpenBranch:
         self, caller: Caller, function: Callable[..., T], *arguments: object
     ) -> T:
         """Call `function` in a thread: for what takes long even on a local disk (fsync, a move)."""
+        if self.gone:
+            raise _unavailable(self.state)
 
         def with_rights() -> T:
             assume(caller)
@@ -77,7 +82,13 @@ class OpenBranch:
     def renew(self, fd: int) -> None:
         """`fd` is the root from now on. The old one stays open: a move in a thread may be using it."""
         self.fd = fd
+        self.gone = False
         self.state = MountState.ALIVE
+
+    def vanish(self) -> None:
+        """Its mount is gone: errors from now on, though the root's descriptor may go on answering."""
+        self.gone = True
+        self.state = MountState.DEAD
 
     def close_later(self, fd: int) -> None:
         """Close an O_PATH descriptor as soon as no call can be using it."""
@@ -136,7 +147,11 @@ class RemoteBranch(OpenBranch):
 
     async def call(self, caller: Caller, function: Callable[..., T], *arguments: object) -> T:
         """As a local branch's, in a thread. OSError ETIMEDOUT when the branch hangs."""
-        if self.fd < 0 or (self.state is not MountState.ALIVE and not await self._revived()):
+        if (
+            self.fd < 0
+            or self.gone
+            or (self.state is not MountState.ALIVE and not await self._revived())
+        ):
             raise _unavailable(self.state)
 
         def work() -> T:
@@ -217,7 +232,7 @@ class RemoteBranch(OpenBranch):
     def is_due(self) -> bool:
         """Whether it has not been looked at for long: half a minute if it answered then, else not at all."""
         calm = self._CALM_SECONDS if self.state is MountState.ALIVE else 0.0
-        return self.fd >= 0 and time.monotonic() >= self._next_probe + calm
+        return self.fd >= 0 and not self.gone and time.monotonic() >= self._next_probe + calm
 
     async def look(self) -> None:
         """See whether it answers."""
@@ -260,13 +275,14 @@ class RemoteBranch(OpenBranch):
     def renew(self, fd: int) -> None:
         """`fd` is the root from now on. Whether it answers, the next call finds out."""
         former, self.fd = self.fd, fd
+        self.gone = False
         self._next_probe = 0.0
         self._became(MountState.ALIVE)
         if former >= 0:
             self.close_later(former)
 
     def _became(self, state: MountState) -> None:
-        if state is not self.state:
+        if state is not self.state and not self.gone:
             log.warning("branch %s is %s (was %s)", self.info.name, state, self.state)
             self.state = state
 

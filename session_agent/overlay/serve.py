@@ -197,6 +197,14 @@ class Overlay:
                 self._vault.add(OpenBranch(index, info, fd))
         self._plugged.set()
 
+    def unplug(self, name: str) -> None:
+        """The mount of a branch is gone. To be called in the trio thread."""
+        assert self._vault is not None
+        for branch in self._vault.branches:
+            if branch.info.name == name:
+                branch.vanish()
+        self._plugged.set()
+
     async def stop_moves(self) -> None:
         """Before `stop`: what is moved in the background may end, within the grace period."""
         assert self._vault is not None

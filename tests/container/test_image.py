@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.container.conftest import Built, mounts
-from tests.support.engine import BASE, FUSE, IMAGE
+from tests.support.engine import BASE, FUSE, IMAGE, ROOT
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.timeout(300)]
 
@@ -58,3 +59,19 @@ def test_the_image_s_own_start(built: Built, host: Path) -> None:
         one.until("mountpoint -q /vault && ls /vault/engineering")
         assert "xfce4-session" in one.sh("ps -eo args")
         assert "session-agent-entrypoint" in one.sh("ps -o args= -p 1")
+
+
+def test_the_readme_s_command(built: Built, host: Path) -> None:
+    """As it stands there, but for the terminal, the folders and the image's name."""
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```sh\n(docker run .*?)```", text, re.DOTALL)
+    command = shlex.split(block.replace("\\\n", " "))
+    assert command[:3] == ["docker", "run", "-it"]
+    assert command[-2:] == ["my-desktop", "bash"]
+    options = [word.replace("/srv/notes", str(host)) for word in command[3:-2]]
+    (host / "engineering/note.md").write_text("a note")
+    script = "stat -f -c %T /vault; ls /vault; cat /vault/engineering/note.md /vault/wiki/page.md"
+    said = built.engine.docker("run", "--network", "none", *options, IMAGE, "bash", "-c", script)
+    assert said.splitlines()[-4].startswith("fuse"), said
+    assert {"engineering", "wiki"} <= set(said.splitlines()), said
+    assert said.endswith("a notethe page")

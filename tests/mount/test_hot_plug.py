@@ -1,4 +1,4 @@
-"""Mounts that come, and come back, while the vault is served."""
+"""Mounts that come, go and come back while the vault is served."""
 
 from __future__ import annotations
 
@@ -114,6 +114,27 @@ def test_one_below_the_vaults_path_is_mounted_anew(session: KasmSession) -> None
 
 
 @pytest.mark.needs_rclone
+def test_one_that_goes(session: KasmSession) -> None:
+    """It is dead, not empty, and not what the agent still holds; and comes back when it is mounted again."""
+    source = session.base / "host/drive"
+    source.mkdir(parents=True)
+    (source / "note.md").write_text("drive\n")
+    with storage.bind(source, session.base / "drive"):
+        session.first_launch(0)
+        note = session.vault / "drive/note.md"
+        assert content(note) == "drive\n"
+        storage.run("umount", "--lazy", str(session.base / "drive"))
+        wait_until(lambda: content(note) == "ENOTCONN", "it is dead")
+        assert outcome(lambda: os.listdir(note.parent)) == "ENOTCONN"
+        assert outcome(lambda: (note.parent / "new").write_text("x")) == "ENOTCONN"
+        states = {branch["name"]: branch["state"] for branch in session.status()["branches"]}
+        assert states == {"drive": "dead", "engineering": "alive", "wiki": "alive"}
+        assert content(session.vault / "engineering/note.md") == "engineering\n"
+        storage.run("mount", "--bind", str(source), str(session.base / "drive"))
+        wait_until(lambda: content(note) == "drive\n", "it is back")
+        assert not (source / "new").exists()
+
+
 def test_a_drive_that_comes_back(session: KasmSession) -> None:
     cloud, place = session.base / "cloud", session.base / "gdrive"
     cloud.mkdir()
