@@ -13,7 +13,7 @@ from session_agent.lifecycle.moves import no_failure
 from session_agent.lifecycle.notices import worth_telling
 from session_agent.model import printable
 from session_agent.moves.journal import Journal
-from session_agent.moves.record import Record, State
+from session_agent.moves.record import Record
 from session_agent.overlay.serve import Overlay
 
 
@@ -45,8 +45,7 @@ class LiveMoves:
         if self._journal is None:
             return []
         # Those that are live, and not the overlay's, are within their rename, or wait for a branch.
-        # A copy that is left of one that nobody has to know of any more is recovery's business.
-        known = [one for one in self._journal.records() if one.state is not State.CANCELLED]
+        known = [one for one in self._journal.records() if not one.acknowledged]
         counting = sorted(known, key=lambda record: not record.live)
         ended = self._journal.ended()
         return counting + [one for one in ended if one.background or one.kept or one.losses]

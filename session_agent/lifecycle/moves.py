@@ -66,7 +66,7 @@ def _recorded(place: Place) -> _Recorded:
         if folder is None:
             return _Recorded([], 0, [])
         records, problems = journal.read(folder)
-        known = [one for one in records if one.state is not State.CANCELLED]
+        known = [one for one in records if not one.acknowledged]
         moves = [move_status.of_record(record, place.vault) for record in known]
         told, left_out = move_status.as_many_as_fit(moves)
         return _Recorded(list(told), left_out, problems)

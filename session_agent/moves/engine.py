@@ -238,6 +238,13 @@ class Job:
             if self._ended:
                 self._write_end(durable=False)
 
+    @property
+    def may_have_staged(self) -> bool:
+        """Whether there may be a copy: it was begun, if only by an earlier agent."""
+        return self._resumed or (
+            self.record is not None and self.record.state is not State.ACCEPTED
+        )
+
     def relocate(self, source: End, target: End) -> None:
         """The ends lie elsewhere by now, because a folder above them was renamed."""
         self._write(source=source, target=target)

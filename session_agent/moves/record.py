@@ -111,6 +111,11 @@ class Record(msgspec.Struct, frozen=True):
         )
 
     @property
+    def acknowledged(self) -> bool:
+        """Whether it failed, and nobody has to know of it any more; it may have left a copy all the same."""
+        return self.state is State.CANCELLED and self.error != 0
+
+    @property
     def live(self) -> bool:
         """Whether recovery would have to do something about it."""
         return self.state in LIVE

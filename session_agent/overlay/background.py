@@ -181,7 +181,8 @@ class Background:
 
         def note() -> None:
             assume(AGENT)
-            moving.job.end(State.CANCELLED, leftover=True)  # until its thread has removed it
+            # Until its thread has removed the copy.
+            moving.job.end(State.CANCELLED, leftover=moving.job.may_have_staged)
 
         await trio.to_thread.run_sync(note)
         log.info("%s: its move is taken back", record.source.shown)

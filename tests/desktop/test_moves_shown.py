@@ -34,7 +34,7 @@ needs_bus = pytest.mark.skipif(
 
 MIB = 1 << 20
 FILM = os.urandom(4 * MIB)
-SIZES = {"letter": 10_000, "film": len(FILM), "series": 30 * MIB}  # on the drive
+SIZES = {"letter": 10_000, "film": len(FILM), "series": 30 * MIB, "album": 30 * MIB}  # on the drive
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_one_that_waits_for_its_turn_is_cancelled_at_once(
     session: KasmSession, drive: storage.RcloneMount
 ) -> None:
     session.first_launch(0)
-    busy = [download(session, name) for name in ("film", "series")]
+    busy = [download(session, name) for name in ("album", "series")]
     waiting = upload(session, "photo", MIB)
     assert waiting["state"] == "accepted"
     assert session.run("moves", "cancel", waiting["id"]).returncode == 0
@@ -209,7 +209,7 @@ def test_it_goes_on_with_the_next_start(
         assert not (session.vault / "drive/film").exists()
         wait_until(lambda: state_of(session, move_id) == "done", "the end of the move")
         assert new.read_bytes() == FILM
-        assert sorted(os.listdir(drive.behind)) == ["letter", "series"]
+        assert sorted(os.listdir(drive.behind)) == ["album", "letter", "series"]
 
 
 def test_a_failure_stays_until_it_is_acknowledged(
