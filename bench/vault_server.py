@@ -13,6 +13,7 @@ import trio
 from session_agent.model import Mode, Mount, MountKind, MountState, Session, SessionUser
 from session_agent.moves import copier_process, strategy
 from session_agent.moves.journal import Journal
+from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.serve import Overlay, OverlayOptions
 
@@ -33,7 +34,11 @@ def main() -> None:
     user = SessionUser("root", 0, 0, (), options.root)
     session = Session(user, options.vault, options.root, f"{options.root}.state", mounts)
     logging.basicConfig(level=logging.WARNING)
-    moves = MoveOptions(ways=strategy.Options(options.by_handle, copiers=copier_process.start()))
+    moves = MoveOptions(
+        ways=strategy.Options(
+            options.by_handle, copiers=copier_process.start(), others_wait=polling.is_busy
+        )
+    )
     journal = None
     if options.state:
         journal = Journal(os.open(options.state, os.O_PATH | os.O_DIRECTORY), user)

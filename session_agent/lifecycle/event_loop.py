@@ -25,6 +25,7 @@ from session_agent.lifecycle.permissions import Permissions
 from session_agent.model import MountState, Session, printable
 from session_agent.moves import strategy
 from session_agent.moves.copiers import Copiers
+from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
@@ -135,7 +136,9 @@ def _options(settings: Settings, helper: Companion, copiers: Copiers) -> Overlay
             inline_bytes=settings.moves.inline_bytes,
             inline_files=settings.moves.inline_files,
             grace_seconds=settings.moves.grace_seconds,
-            ways=strategy.Options(settings.moves.handle_rename, journals.mount_points, copiers),
+            ways=strategy.Options(
+                settings.moves.handle_rename, journals.mount_points, copiers, polling.is_busy
+            ),
         ),
     )
 

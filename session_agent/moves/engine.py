@@ -85,7 +85,7 @@ class Job:
         self._ended = False
         self._id = new_id() if record is None else record.id
         source, target = request.source, request.target
-        self._workers = Workers(options.copiers)
+        self._workers = Workers(options.copiers, options.others_wait)
         self._stages = [Stage(source, target, stage_name(self._id), self._workers)]
         if request.flags & RENAME_EXCHANGE:
             self._stages.append(Stage(target, source, stage_name(self._id, 1), self._workers))

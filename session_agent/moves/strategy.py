@@ -40,13 +40,21 @@ def _no_mounts() -> Sequence[MountPoint]:
     return ()
 
 
+def _nobody() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How moves may be done. `mounts` tells the mounts there are now; `copiers` work on large trees."""
+    """How moves may be done. `mounts` tells the mounts there are now; `copiers` work on large trees.
+
+    While `others_wait`, they leave a processor free.
+    """
 
     handle_rename: bool = True
     mounts: Callable[[], Sequence[MountPoint]] = field(default=_no_mounts)
     copiers: Copiers | None = None
+    others_wait: Callable[[], bool] = field(default=_nobody)
 
 
 def rename(request: Request, options: Options) -> str | None:

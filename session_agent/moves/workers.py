@@ -60,9 +60,16 @@ class Calls:
 class Workers:
     """To be closed when the move has ended."""
 
-    def __init__(self, copiers: Copiers | None = None) -> None:
-        """Until `begin`, or without `copiers`, everything is done by the caller."""
+    def __init__(
+        self, copiers: Copiers | None = None, others_wait: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Until `begin`, or without `copiers`, everything is done by the caller.
+
+        `others_wait`: whether somebody needs a processor just now; then one copier fewer is at work.
+        """
         self._source = copiers
+        self._others_wait = others_wait
+        self._fewer = threading.Semaphore(0)
         self._copiers: queue.SimpleQueue[Copier | None] = queue.SimpleQueue()
         self._all: list[Copier] = []
         self._spare = threading.Semaphore(0)
@@ -81,6 +88,7 @@ class Workers:
         self._threads = ThreadPoolExecutor(len(self._all), "session-agent-move")
         # Besides the caller: so one thread more than copiers, which prepares what the next one does.
         self._spare.release(len(self._all))
+        self._fewer.release(max(1, len(self._all) - 1))
 
     @property
     def processes(self) -> int:
@@ -185,11 +193,19 @@ class Workers:
     ) -> T | None:
         if not self._all:
             return None
+        if self._others_wait():
+            with self._fewer:
+                return self._ask_one(work, folders, result, progress or Progress())
+        return self._ask_one(work, folders, result, progress or Progress())
+
+    def _ask_one(
+        self, work: Work, folders: list[int], result: type[T], progress: Progress
+    ) -> T | None:
         copier = self._copiers.get()
         answer = None
         try:
             if copier is not None:
-                answer = copier.ask(work, folders, result, progress or Progress())
+                answer = copier.ask(work, folders, result, progress)
         except CancelledError:
             self._copiers.put(copier)
             raise

@@ -29,6 +29,7 @@ import trio
 _SPIN = 50_000  # ns to poll without sleeping
 _HOT = 300_000  # ns: after a wait shorter than this, waking up included, polling is worth it
 _NAP = 2  # ms to sleep for the next request alone: so long other tasks may have to wait
+_BUSY = 5_000_000  # ns since the last request
 _TURN = 64  # requests after which the other tasks of the event loop get their turn
 
 
@@ -56,6 +57,7 @@ class _Lowlevel:
         self._registered = -1
         self._requests = 0
         self._hot = False
+        self.last = 0  # ns: when the last request was done
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
@@ -70,8 +72,9 @@ class _Lowlevel:
             self._requests = 0
             await trio.lowlevel.checkpoint()
         poll, clock = self._poll.poll, time.monotonic_ns
+        self.last = clock()
         if self._hot:
-            limit = clock() + _SPIN
+            limit = self.last + _SPIN
             while not poll(0):
                 if clock() > limit:
                     break
@@ -130,6 +133,14 @@ class _Trio:
         return getattr(trio, name)
 
 
+_trio = _Trio()
+
+
 def install() -> None:
     """Make pyfuse3 wait in this way."""
-    pyfuse3.trio = _Trio()  # type: ignore[attr-defined]  # a module attribute, as its asyncio adapter sets
+    pyfuse3.trio = _trio  # type: ignore[attr-defined]  # a module attribute, as its asyncio adapter sets
+
+
+def is_busy() -> bool:
+    """Whether somebody is at work in the vault just now. From any thread."""
+    return time.monotonic_ns() - _trio.lowlevel.last < _BUSY

@@ -18,7 +18,7 @@ import trio
 from session_agent import model
 from session_agent.moves import copier_process, failpoint, strategy, workers
 from session_agent.moves.journal import Journal
-from session_agent.overlay import recovering
+from session_agent.overlay import polling, recovering
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
@@ -33,7 +33,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     session = model.Session(USER, path, root, state, tuple(map(_mount, branches)))
     workers.MANY_FILES = 10  # so that small trees are worked on by copier processes as well
-    ways = strategy.Options(options["in_one_step"], copiers=copier_process.start())
+    ways = strategy.Options(
+        options["in_one_step"], copiers=copier_process.start(), others_wait=polling.is_busy
+    )
     moves = MoveOptions(ways=ways, grace_seconds=1.0)
     journal = None
     if options["inline_bytes"] is not None:
