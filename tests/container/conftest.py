@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +24,13 @@ def engine() -> Iterator[Engine]:
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="engine-", dir="/var/tmp") as folder:
         made = Engine(Path(folder))
-        running = made.running()
-        try:
-            running.__enter__()
-        except OSError as error:
-            pytest.skip(str(error))
-        try:
-            made.make_base()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(made.running())
+                made.make_base()
+            except OSError as error:
+                pytest.skip(str(error))
             yield made
-        finally:
-            running.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)

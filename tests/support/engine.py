@@ -102,7 +102,10 @@ class Engine:
         return int(self.docker("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
 
     def make_base(self) -> None:
-        """A small Debian of this machine's release, dressed as one of Kasm's core images."""
+        """A small Debian of this machine's release, dressed as one of Kasm's core images.
+
+        OSError where it cannot be made, as without Debian's packages.
+        """
         archive = _debian()
         self.docker("import", str(archive), f"{BASE}-plain")
         with tempfile.TemporaryDirectory() as context:
@@ -183,7 +186,9 @@ def _debian() -> Path:
                 capture_output=True,
                 text=True,
             )
-            assert done.returncode == 0, f"debootstrap: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+            if done.returncode:
+                said = f"{done.stdout}{done.stderr}".strip().splitlines()[-1:]
+                raise OSError(f"debootstrap cannot make a base image: {' '.join(said)}")
             shutil.rmtree(top / "var/cache/apt")
             made = Path(scratch, "tar")
             with tarfile.open(made, "w") as tar:
