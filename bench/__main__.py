@@ -43,9 +43,10 @@ def say(text: str) -> None:
 def arguments() -> argparse.Namespace:
     """The command line; ends the program if it is wrong."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    row_names = [row.name for row in ROWS] + [_IDLE, _POLICY, _MOVES]
+    usual = [*(row.name for row in ROWS), _IDLE]
+    row_names = [*usual, _POLICY, _MOVES]
     parser.add_argument("--quick", action="store_true", help="a fifth of the files, 3 rounds")
-    parser.add_argument("--rows", type=_names(row_names), default=row_names, metavar="A,B")
+    parser.add_argument("--rows", type=_names(row_names), default=usual, metavar="A,B")
     parser.add_argument(
         "--against",
         type=_names(FUSE_CONTENDERS),
@@ -69,9 +70,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG")
     options = parser.parse_args()
-    for name, quick, usual in (("rounds", 3, 5), ("scale", 0.2, 1.0), ("idle_seconds", 3.0, 10.0)):
+    for name, quick, full in (("rounds", 3, 5), ("scale", 0.2, 1.0), ("idle_seconds", 3.0, 10.0)):
         if getattr(options, name) is None:
-            setattr(options, name, quick if options.quick else usual)
+            setattr(options, name, quick if options.quick else full)
     if options.rounds < 1 or options.scale <= 0:
         parser.error("--rounds and --scale must be positive")
     return options

@@ -58,13 +58,17 @@ class Measurement:
 
     def _row(self, row: Row, turn: list[Place], counts: bool) -> None:
         write_back(turn[0])  # nobody pays for what another wrote
-        if row.cold:
+        due: dict[Place, float] = {}
+        if row.cold or row.later:
             for place in turn:
                 self._attempt(row, place, lambda place: row.prepare and row.prepare(place))
+                due[place] = time.monotonic() + row.later
+        if row.cold:
             make_cold(self._places)
             turn[0].natively("walk-and-read", row.cold)
         for place in turn:
             if not self.results[row.name][place.contender.name].failure:
+                time.sleep(max(0.0, due.get(place, 0.0) - time.monotonic()))
                 self._attempt(row, place, lambda place: self._sample(row, place, counts))
 
     def _attempt(self, row: Row, place: Place, step: Callable[[Place], object]) -> None:
@@ -80,7 +84,7 @@ class Measurement:
                 self._say(f"bench: {place.contender.name} does not start again: {again}")
 
     def _sample(self, row: Row, place: Place, counts: bool) -> None:
-        if row.prepare and not row.cold:
+        if row.prepare and not (row.cold or row.later):
             row.prepare(place)
         before = place.contender.cpu_seconds()
         outcome = row.work(place)

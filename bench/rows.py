@@ -16,6 +16,7 @@ _TIME_LIMIT = 30.0  # seconds for one workload, and for one preparation
 _NOTE = 2048  # bytes of a note that is written
 _APPEND = 4096  # bytes
 _WRITES = 20  # to each file, each followed by a stat
+_LATER = 2.0  # seconds in which what is kept for one second has run out
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Row:
     `prepare` and `tidy` are not timed. `truth` is asked after `work`, of the backing directory.
     `cold` names the folder that is read through the backing directory after the kernel's caches were dropped,
     so that only what the kernel knows of the FUSE mounts is cold; an empty one means warm.
+    `later`: how many seconds lie between the end of `prepare` and `work`.
     `needs` is a program.
     """
 
@@ -94,6 +96,7 @@ class Row:
     prepare: Callable[[Place], object] | None = None
     tidy: Callable[[Place], object] | None = None
     cold: str = ""
+    later: float = 0.0
     needs: str = ""
 
     def why_not(self) -> str:
@@ -108,6 +111,10 @@ def _walk(place: Place) -> Outcome:
 
 def _read(place: Place) -> Outcome:
     return place.drive("read", "", place.ground.note_list)
+
+
+def _stat(place: Place) -> Outcome:
+    return place.drive("stat", "", place.ground.note_list)
 
 
 def _large_read(place: Place) -> Outcome:
@@ -184,6 +191,14 @@ ROWS = (
         prepare=_walk,
     ),
     Row(
+        "walk-later",
+        "the same again, 2 s later",
+        _walk,
+        lambda place: place.natively("walk", "notes"),
+        prepare=_walk,
+        later=_LATER,
+    ),
+    Row(
         "read-cold",
         "open, read, close 5,000 notes, cold",
         _read,
@@ -198,11 +213,27 @@ ROWS = (
         prepare=_read,
     ),
     Row(
+        "read-later",
+        "the same again, 2 s later",
+        _read,
+        lambda place: place.natively("read", "", place.ground.note_list),
+        prepare=_read,
+        later=_LATER,
+    ),
+    Row(
         "stat-cold",
         "stat 5,000 known names, cold",
-        lambda place: place.drive("stat", "", place.ground.note_list),
+        _stat,
         lambda place: place.natively("stat", "", place.ground.note_list),
         cold="notes",
+    ),
+    Row(
+        "stat-later",
+        "the same again, 2 s later",
+        _stat,
+        lambda place: place.natively("stat", "", place.ground.note_list),
+        prepare=_stat,
+        later=_LATER,
     ),
     Row(
         "stat-after-write",

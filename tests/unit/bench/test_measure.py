@@ -77,6 +77,26 @@ def test_another_one_is_first_in_each_round(places: list[Place]) -> None:
     assert {first for first, *_ in rounds} == {"a", "b", "c"}
 
 
+def test_what_is_timed_later_is_prepared_once_and_then_left_alone(places: list[Place]) -> None:
+    did: list[str] = []
+    when: dict[str, float] = {}
+
+    def prepare(place: Place) -> None:
+        did.append(f"prepare {place.contender.name}")
+        when[place.contender.name] = time.monotonic()
+
+    def work(place: Place) -> Outcome:
+        did.append(f"work {place.contender.name}")
+        assert time.monotonic() - when[place.contender.name] >= 0.2
+        return works(place)
+
+    row = Row("row", "", work, lambda _: Seen(3), prepare=prepare, later=0.2)
+    measured(row, places, rounds=1)
+    for round_ in (did[:6], did[6:]):  # nobody waits for the others' pauses
+        assert [step.split()[0] for step in round_] == ["prepare"] * 3 + ["work"] * 3
+        assert sorted(round_[:3]) == [f"prepare {who}" for who in "abc"]
+
+
 def test_no_round_is_begun_that_would_end_too_late(places: list[Place]) -> None:
     row = Row("row", "", works, lambda _: Seen(3))
     measurement = Measurement([row], places, lambda _: None)
