@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import machine, moves, plot, policy, report
+from bench import foreign, machine, moves, plot, policy, report
 from bench.contenders import FUSE_CONTENDERS, NATIVE, PLACEMENTS, Contender, Served, contender
 from bench.failure import Failure
 from bench.ground import Ground, Sizes
@@ -26,6 +26,7 @@ from bench.rows import ROWS, Place
 _IDLE = "idle"  # what `--rows` calls the sections that are no rows
 _POLICY = "policy"
 _MOVES = "moves"
+_FOREIGN = "foreign"
 
 _ON_DISK = "/var/tmp"  # noqa: S108 - /tmp may be a tmpfs; mkdtemp is used below
 
@@ -44,7 +45,7 @@ def arguments() -> argparse.Namespace:
     """The command line; ends the program if it is wrong."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     usual = [*(row.name for row in ROWS), _IDLE]
-    row_names = [*usual, _POLICY, _MOVES]
+    row_names = [*usual, _POLICY, _MOVES, _FOREIGN]
     parser.add_argument("--quick", action="store_true", help="a fifth of the files, 3 rounds")
     parser.add_argument("--rows", type=_names(row_names), default=usual, metavar="A,B")
     parser.add_argument(
@@ -147,7 +148,8 @@ def measure(options: argparse.Namespace) -> report.Run:
         driver = compile_driver(folder)
         ground = Ground(folder, Sizes.scaled(options.scale))
         say(f"bench: laying the ground in {folder}")
-        ground.lay(names)
+        if names:
+            ground.lay(names)
         facts = machine.describe(folder)
         contenders = started(names, ground, options.placement, undo)
         if rows:
@@ -164,6 +166,11 @@ def measure(options: argparse.Namespace) -> report.Run:
         moved = (
             moves.measure(folder / "moves", options.scale, say) if _MOVES in options.rows else None
         )
+        behind = (
+            foreign.measure(folder / "foreign", options.scale, say)
+            if _FOREIGN in options.rows
+            else None
+        )
     figures = policy.measure() if _POLICY in options.rows else []
     say(f"bench: {time.monotonic() - began:.0f} s in all")
     return report.Run(
@@ -178,6 +185,7 @@ def measure(options: argparse.Namespace) -> report.Run:
         idle=idle,
         policy=figures,
         moves=moved,
+        foreign=behind,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.contenders import NATIVE, PEERS, VAULT
@@ -83,3 +83,10 @@ def geometric_mean(ratios: Iterable[float | None]) -> float | None:
     """Of those that there are; None of nothing."""
     logarithms = [math.log(ratio) for ratio in ratios if ratio is not None]
     return math.exp(statistics.fmean(logarithms)) if logarithms else None
+
+
+def percentile99(samples: Sequence[float]) -> float:
+    """Never more than the greatest, however few there are."""
+    if len(samples) < 2:
+        return samples[0]
+    return statistics.quantiles(samples, n=100, method="inclusive")[98]

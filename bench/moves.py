@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.failure import Failure
+from bench.serving import image, run, served
 
 _ROUNDS = 3
-_PATIENCE = 120.0  # seconds for one move
 _PAIRS = {
     "two mounts of one ext4": ("ext4a", "ext4b"),
     "ext4 to xfs": ("ext4a", "xfs"),
@@ -63,12 +60,6 @@ class MoveFigures:
         return asdict(self)
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_PATIENCE)
-    if done.returncode:
-        raise Failure(f"{' '.join(command)}: {done.stderr.strip()}")
-
-
 class _Ground:
     """File systems of their own, so that nothing else is on them."""
 
@@ -83,26 +74,17 @@ class _Ground:
         with ExitStack() as undo:
             room = max(1 << 30, 5 * self.large)
             whole = self.folder / "ext4"
-            self._mount(undo, "ext4", whole, room)
-            self._mount(undo, "xfs", self.branches["xfs"], room)
+            image(undo, "ext4", whole, room)
+            image(undo, "xfs", self.branches["xfs"], room)
             self.branches["tmpfs"].mkdir()
-            _run("mount", "-t", "tmpfs", "-o", f"size={room}", "bench", str(self.branches["tmpfs"]))
-            undo.callback(_run, "umount", str(self.branches["tmpfs"]))
+            run("mount", "-t", "tmpfs", "-o", f"size={room}", "bench", str(self.branches["tmpfs"]))
+            undo.callback(run, "umount", str(self.branches["tmpfs"]))
             for name in ("ext4a", "ext4b"):
                 (whole / name).mkdir()
                 self.branches[name].mkdir()
-                _run("mount", "--bind", str(whole / name), str(self.branches[name]))
-                undo.callback(_run, "umount", str(self.branches[name]))
+                run("mount", "--bind", str(whole / name), str(self.branches[name]))
+                undo.callback(run, "umount", str(self.branches[name]))
             yield
-
-    def _mount(self, undo: ExitStack, kind: str, path: Path, size: int) -> None:
-        image = self.folder / f"{kind}.image"
-        with open(image, "wb") as file:
-            file.truncate(size)
-        _run(f"mkfs.{kind}", "-q", "-F" if kind == "ext4" else "-f", str(image))
-        path.mkdir()
-        _run("mount", "-o", "loop", str(image), str(path))
-        undo.callback(_run, "umount", str(path))
 
     def make(self, what: str, path: Path, size: int = 0) -> None:
         """A file or a folder of notes, durably."""
@@ -123,23 +105,9 @@ class _Ground:
 @contextmanager
 def _served(ground: _Ground, *, handle: bool) -> Iterator[Path]:
     """The vault over all branches."""
-    vault, root, state = (ground.folder / name for name in ("vault", "root", "state"))
-    for folder in (vault, root, state):
-        folder.mkdir(exist_ok=True)
-    arguments = ["--state", str(state), *(["--by-handle"] if handle else [])]
-    arguments += [str(vault), str(root)]
-    arguments += [f"{name}={path}" for name, path in ground.branches.items()]
-    server = subprocess.Popen([sys.executable, "-m", "bench.vault_server", *arguments])
-    try:
-        deadline = time.monotonic() + 20
-        while not os.path.ismount(vault):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise Failure("the vault does not start")
-            time.sleep(0.02)
-        yield vault
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
+    options = ["--by-handle"] if handle else []
+    with served(ground.folder, ground.branches, *options) as server:
+        yield server.vault
 
 
 def _gone(*paths: Path) -> bool:
@@ -165,16 +133,16 @@ def _by_program(
     old, new = (str(ground.branches[name] / "moved") for name in (source, target))
     started = time.perf_counter()
     move(old, new)
-    _run("sync", "-f", new)
+    run("sync", "-f", new)
     taken = time.perf_counter() - started
     return taken, taken
 
 
 def _rsync(old: str, new: str) -> None:
     slash = "/" if os.path.isdir(old) else ""
-    _run("rsync", "-a", "--remove-source-files", old + slash, new + slash)
+    run("rsync", "-a", "--remove-source-files", old + slash, new + slash)
     if slash:
-        _run("find", old, "-depth", "-type", "d", "-empty", "-delete")
+        run("find", old, "-depth", "-type", "d", "-empty", "-delete")
 
 
 def _shutil(old: str, new: str) -> None:
@@ -182,7 +150,7 @@ def _shutil(old: str, new: str) -> None:
 
 
 _PROGRAMS: dict[str, Callable[[str, str], None]] = {
-    "mv + sync": lambda old, new: _run("mv", old, new),
+    "mv + sync": lambda old, new: run("mv", old, new),
     "rsync + sync": _rsync,
     "shutil.move + sync": _shutil,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from bench import moves
+from bench import foreign_figures, moves
 from bench.contenders import NATIVE, VAULT
 from bench.failure import Failure
 from bench.figures import LARGE_ROWS, Cell, RowFigures, geometric_mean, row_figures
@@ -28,6 +28,7 @@ class Run:
     idle: Mapping[str, Idle | Failure]
     policy: Sequence[PolicyFigures] = ()
     moves: moves.MoveFigures | None = None
+    foreign: foreign_figures.ForeignFigures | None = None
 
     @property
     def rows(self) -> list[RowFigures]:
@@ -69,6 +70,11 @@ def as_text(run: Run) -> str:
             "Moves between branches: a file of 1 GiB, 5,000 notes (at scale 1).",
             moves.as_text(run.moves),
         ]
+    if run.foreign is not None:
+        parts += [
+            "Changes behind the vault, and their events in it.",
+            foreign_figures.as_text(run.foreign),
+        ]
     if run.policy:
         parts += ["A permission policy, evaluated for one user.", _policy(run.policy)]
     return "\n\n".join(parts) + "\n"
@@ -105,6 +111,7 @@ def as_json(run: Run) -> dict[str, object]:
         },
         "policy": [asdict(figures) for figures in run.policy],
         "moves": None if run.moves is None else run.moves.as_json(),
+        "foreign": None if run.foreign is None else run.foreign.as_json(),
     }
 
 

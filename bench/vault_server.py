@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from session_agent.overlay.serve import Overlay, OverlayOptions
 
 
 def main() -> None:
-    """Serve until unmounted, or told to end by SIGTERM."""
+    """Serve until unmounted, or told to end by SIGTERM. SIGUSR1 asks for a line with ForeignCounts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--state", help="where to keep a journal; without, no move is accepted")
     parser.add_argument("--by-handle", action="store_true", help="move in one step if possible")
@@ -53,13 +54,17 @@ def main() -> None:
 
 
 async def _serve(overlay: Overlay) -> None:
-    async def stop_on_signal() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM) as signals:
-            async for _ in signals:
-                overlay.stop()
+    async def heed_signals() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    sys.stdout.write(json.dumps(overlay.foreign_counts()) + "\n")
+                    sys.stdout.flush()
+                else:
+                    overlay.stop()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(stop_on_signal)
+        nursery.start_soon(heed_signals)
         await overlay.run()
         nursery.cancel_scope.cancel()
 

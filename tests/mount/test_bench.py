@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import moves
+from bench import foreign, foreign_figures, moves
 from bench.rows import ROWS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,3 +67,38 @@ def test_moves_are_measured(tmp_path: Path) -> None:
     assert set(figures.accepted) == {"file", "notes"}
     assert len(figures.felt) == 24
     assert "| stat, target, while notes moves |" in moves.as_text(figures)
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_fuse
+@pytest.mark.skipif(shutil.which("git") is None, reason="the burst is a checkout")
+def test_changes_behind_the_vault_are_measured(tmp_path: Path) -> None:
+    said: list[str] = []
+    figures = foreign.measure(tmp_path / "foreign", 0.02, said.append)
+    assert {one.what: one.times for one in figures.arrivals} == dict.fromkeys(
+        ("create", "modify", "rename", "remove"), 5
+    )
+    assert all(0 < one.median <= one.p99 for one in figures.arrivals)
+    assert [burst.title for burst in figures.bursts] == ["nobody else at work", "others at work"]
+    for burst in figures.bursts:
+        assert burst.heard == burst.files == 200
+        assert burst.events >= 200
+        assert burst.counts["announced"] >= 200
+        assert burst.counts["watched"] >= 4
+        assert burst.checkout > 0
+        assert burst.last > 0
+        assert min(burst.before, burst.most, burst.after) > 10_000
+    calls = {one.call for one in figures.felt if not one.call.startswith("walk")}
+    assert calls == {
+        f"{call}, {side}"
+        for side in ("vault", "natively")
+        for call in (
+            "stat, another folder",
+            "stat of an unknown name, another folder",
+            "open and read, another folder",
+            "create, another folder",
+            "stat, same tree",
+        )
+    }
+    assert "| stat, same tree, vault |" in foreign_figures.as_text(figures)
+    assert not list((tmp_path / "foreign/vault").iterdir())
