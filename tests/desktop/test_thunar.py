@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.support import storage
-from tests.support.desktop import Bus, has_gi, process, session_bus, wait_until
-from tests.support.screen import COMMANDS, Part, Screen, colours, count, x_server
-from tests.support.session import ROOT, USER, KasmSession, kasm_session
+from tests.support.desktop import process
+from tests.support.screen import Part, Screen, colours, count
+from tests.support.session import ROOT, USER, kasm_session
+from tests.support.thunar import ARTEFACTS, MISSING, Desk, thunar
 
-ARTEFACTS = ROOT / ".cache/artefacts"
 DIALOG = ROOT / "tests/support/file_dialog.py"
-MISSING = [name for name in COMMANDS if shutil.which(name) is None]
-if not list(Path("/usr/lib").glob("*/girepository-1.0/Atspi-2.0.typelib")):
-    MISSING.append("gir1.2-atspi-2.0")
-if not has_gi():
-    MISSING.append("python3-gi")
 GREEN, RED, GREY, BROWN, ORANGE = "#15803d", "#dc2626", "#64748b", "#a16207", "#c2410c"
 
 pytestmark = [
@@ -36,99 +29,28 @@ pytestmark = [
 
 
 @dataclass
-class Desk:
-    """A session with its vault open in Thunar."""
+class DeskWithDrive(Desk):
+    """And with a cloud drive in it, which can die."""
 
-    session: KasmSession
-    bus: Bus
-    screen: Screen
     drive: storage.RcloneMount
 
-    def host(self, branch: str) -> Path:
-        """The folder behind a branch."""
-        return self.drive.behind if branch == "Drive" else self.session.base / "host" / branch
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait; if it does not come true there is a picture of what is on the screen instead."""
-        try:
-            wait_until(condition, what)
-        except AssertionError:
-            self.screen.picture(ARTEFACTS / "not-as-expected.png")
-            raise
-
-    def user_writes(self, path: Path, text: str) -> Path:
-        self.bus.run("sh", "-c", 'printf %s "$1" >"$2"', "sh", text, str(path))
-        return path
-
-    def open(self, folder: str) -> None:
-        """Show a branch in Thunar's window, as a list."""
-        for part in self.screen.parts("table cell"):
-            if part.name == folder and part.x < 180:
-                self.screen.click(part)
-                break
-        else:
-            raise AssertionError(f"{folder} is not in the side pane")
-        self.until(
-            lambda: [
-                f
-                for f in self.screen.parts("frame")
-                if f.name.lower().startswith(f"{folder.lower()} ")
-            ],
-            f"{folder} in Thunar",
-        )
-        self.screen.focus_newest()
-        self.screen.keys("ctrl+2")
-
-    def undo(self) -> None:
-        """Undo what was done last, once Thunar has noted that it is done."""
-        time.sleep(0.5)
-        self.screen.focus_newest()
-        self.screen.keys("ctrl+z")
-
-    def item(self, name: str) -> Part:
-        """A file in Thunar's list, by its narrow name."""
-        found = self.screen.find(name, "table cell")
-        return Part(found.role, found.name, found.x, found.y, 60, found.height)
-
-    def place(self, name: str) -> Part:
-        """An entry of the side pane."""
-        return next(p for p in self.screen.parts("table cell") if p.name == name and p.x < 180)
-
-
-@contextlib.contextmanager
-def desk_with_thunar() -> Iterator[Desk]:
+@pytest.fixture(scope="module")
+def desk() -> Iterator[DeskWithDrive]:
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(kasm_session())
         session.mount("projects")
         cloud = session.base / "host/Drive"
         cloud.mkdir()
         drive = stack.enter_context(storage.rclone(cloud, session.vault / "Drive"))
-        stack.callback(session.run, "stop", "--force")
         session.environment["CLOUD_MOUNTS"] = (
             f"{session.vault}/Drive|gdrive,{session.vault}/wiki|s3"
         )
         bookmarks = session.home / ".config/gtk-3.0/bookmarks"
         bookmarks.parent.mkdir(parents=True)
         bookmarks.write_text("file:///usr/share Shared things\n")
-        subprocess.run(["chown", "-R", f"{USER}:{USER}", session.home], check=True)
-        display = stack.enter_context(x_server())
-        bus = stack.enter_context(session_bus(session.home, USER, display=display))
-        session.first_launch(0)
-        stack.enter_context(bus.stand_in())
-        wait_until(lambda: bus.emblems(session.vault / "wiki"), "emblems")
-        log = session.base / "thunar.log"
-        command = ["thunar", str(session.vault)]
-        stack.enter_context(process(command, environment=bus.environment, uid=USER, log=log))
-        screen = Screen(bus)
-        wait_until(lambda: screen.parts("frame"), "Thunar")
-        screen.hand("windowsize", "--sync", screen.focus_newest(), 900, 560)
-        yield Desk(session, bus, screen, drive)
-
-
-@pytest.fixture(scope="module")
-def desk() -> Iterator[Desk]:
-    with desk_with_thunar() as made:
-        yield made
+        made = stack.enter_context(thunar(session))
+        yield DeskWithDrive(made.session, made.bus, made.screen, drive)
 
 
 def side_pane(screen: Screen) -> dict[str, Part]:
@@ -273,7 +195,7 @@ def test_a_drag_to_another_branch_is_a_move_and_can_be_undone(desk: Desk, target
     assert here.read_text() == f"dragged to {name}"
 
 
-def test_a_drive_that_dies_shows_in_an_open_thunar(desk: Desk) -> None:
+def test_a_drive_that_dies_shows_in_an_open_thunar(desk: DeskWithDrive) -> None:
     """The last one here: the drive stays dead."""
     desk.open("Vault")
     desk.screen.keys("ctrl+1")

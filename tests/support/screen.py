@@ -145,6 +145,7 @@ def x_server() -> Iterator[str]:
         "1000x600x24",
         "-nolisten",
         "tcp",
+        "-noreset",  # else it turns clients away for a moment when the last one has gone
     ]
     try:
         with process(command, environment={"PATH": "/usr/bin:/bin"}, pass_fds=[writing]):
