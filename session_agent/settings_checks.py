@@ -35,6 +35,10 @@ def _is_duration(low: float, high: float) -> Callable[[Any], bool]:
 FOLDER = "expected an absolute path below / and without `..`, such as {}"
 
 
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= 6000
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 1 << 60
 
@@ -163,6 +167,12 @@ def checks(settings: Settings) -> list[Check]:
             overlay.remote_seconds,
             _is_duration(0.05, 600),
             "expected seconds, from 0.05 to 600",
+        ),
+        (
+            "overlay.remote_polls_per_minute",
+            overlay.remote_polls_per_minute,
+            _is_rate,
+            "expected a number of folders, from 0 to 6000",
         ),
         *(
             (f"policy.{name}", getattr(settings.policy, name), is_folder, FOLDER.format("/etc/x"))

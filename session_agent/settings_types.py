@@ -52,12 +52,14 @@ class OverlaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the vault is served. `remote_seconds`: how long a call into a remote branch may take.
 
     `foreign_events`: whether programs get inotify events for what others change behind the vault.
+    `remote_polls_per_minute`: how many folders of a cloud drive may be looked at for that.
     """
 
     enabled: bool = True
     cache_seconds: float = 1.0
     remote_seconds: float = 5.0
     foreign_events: bool = True
+    remote_polls_per_minute: int = 60
 
 
 class MoveSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

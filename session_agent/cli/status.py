@@ -11,6 +11,10 @@ from session_agent.lifecycle import session, status
 from session_agent.lifecycle.control import StatusDocument
 from session_agent.moves.record import State
 
+_FOREIGN = (
+    *("watched", "unwatched", "polled", "polls"),
+    *("announced", "coalesced", "dropped", "rescanned"),
+)
 _EXIT = {"running": EXIT_OK, "degraded": EXIT_DEGRADED, "stopped": EXIT_FAILED}
 
 
@@ -67,13 +71,17 @@ def _moves(document: StatusDocument) -> str:
 
 
 def _foreign(document: StatusDocument) -> str:
-    """What is heard of others' changes; nothing where no folder is watched."""
-    names = ("watched", "unwatched", "announced", "coalesced", "rescanned")
-    watched, unwatched, announced, coalesced, rescanned = (
-        document.foreign.get(name, 0) for name in names
-    )
-    if not watched and not unwatched:
+    """What is heard of others' changes; nothing where no folder is watched or looked at."""
+    counts = {name: document.foreign.get(name, 0) for name in _FOREIGN}
+    if not any(counts[name] for name in ("watched", "unwatched", "polled")):
         return ""
-    beyond = f" (could not be watched: {unwatched})" if unwatched else ""
-    told = f"announced {announced}, coalesced {coalesced}, folders compared {rescanned}"
-    return f"others' changes: folders watched {watched}{beyond}; {told}"
+    folders = [f"folders watched {counts['watched']}"]
+    if counts["unwatched"]:
+        folders.append(f"looked at because there are too many {counts['unwatched']}")
+    if counts["polled"]:
+        folders.append(f"remote, looked at {counts['polled']} ({counts['polls']} times)")
+    told = [f"announced {counts['announced']}", f"coalesced {counts['coalesced']}"]
+    if counts["dropped"]:
+        told.append(f"dropped {counts['dropped']}")
+    told.append(f"folders compared {counts['rescanned']}")
+    return f"others' changes: {', '.join(folders)}; {', '.join(told)}"

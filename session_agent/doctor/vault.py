@@ -87,8 +87,9 @@ def _foreign(context: Context, counts: dict[str, int]) -> list[Check]:
         return warn(
             name,
             shown,
-            "In folders that cannot be watched, what others change shows only when it is looked at.",
-            "On the host, as root: sysctl -w fs.inotify.max_user_watches=524288",
+            "Folders that cannot be watched are looked at now and then: what others change shows later.",
+            "On the host, as root: sysctl -w fs.inotify.max_user_watches=524288"
+            " fs.inotify.max_user_instances=512",
         )
     return ok(name, shown)
 

@@ -60,6 +60,8 @@ _utimensat = _libc_fast.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _utimensat_slow = _libc.utimensat  # lets others run, as one of them may have to answer it
 _utimensat_slow.argtypes = _utimensat.argtypes
+_fstatfs = _libc_fast.fstatfs
+_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _umount2 = _libc.umount2
@@ -149,6 +151,14 @@ def set_times(path: str, atime_ns: int | None, mtime_ns: int | None, *, now: boo
     encoded = os.fsencode(path)
     if _utimensat(_AT_FDCWD, encoded, times, 0):
         _raise(encoded)
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number of the file system that `fd` leads to: f_type of fstatfs(2)."""
+    figures = (ctypes.c_ulong * 32)()
+    if _fstatfs(fd, figures):
+        _raise(b"fstatfs")
+    return int(figures[0]) & 0xFFFFFFFF
 
 
 def touch_at(folder: int, name: bytes, *, modified: bool) -> None:

@@ -130,6 +130,7 @@ def _options(settings: Settings, helper: Companion, copiers: Copiers) -> Overlay
     return OverlayOptions(
         announcer=helper.pid,
         foreign_events=settings.overlay.foreign_events,
+        remote_polls_per_minute=settings.overlay.remote_polls_per_minute,
         cache_seconds=settings.overlay.cache_seconds,
         remote_time_limit=settings.overlay.remote_seconds,
         moves=MoveOptions(

@@ -282,9 +282,13 @@ def find_below(
     return found
 
 
-def close_twin(fd: int) -> None:
-    """Close a duplicate of `fd`: network file systems and rclone report a failed save only at close."""
+def close_twin(fd: int) -> int:
+    """Close a duplicate of `fd`: network file systems and rclone report a failed save only at close.
+
+    Answers the size of what was saved.
+    """
     os.close(os.dup(fd))
+    return os.fstat(fd).st_size
 
 
 def xattr_path(folder: int, name: bytes) -> bytes:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
-from session_agent.overlay.tree import FolderNode
+from session_agent.overlay.tree import FolderNode, Key
 
 
 @dataclass(slots=True)
 class Changed:
-    """What has happened to one name, in this order: removed, renamed to it or made, modified.
+    """What has happened to one name, in this order: removed, renamed to it or made, modified, closed.
 
-    `source`: the name that it was renamed from; `source_made`: which was itself made just before.
+    `source`: the name that it was renamed from; `source_made`: which was itself made just before;
+    `source_closed`: and written and closed, too.
     """
 
     folder: FolderNode
@@ -20,14 +22,41 @@ class Changed:
     was_folder: bool = False
     source: tuple[FolderNode, bytes] | None = None
     source_made: bool = False
+    source_closed: bool = False
     made: bool = False
     contents: bool = False
     attributes: bool = False
+    closed: bool = False  # by somebody who could write to it
 
     @property
     def replaced(self) -> bool:
         """Whether something else is to be found at the name after all that."""
         return self.made or self.source is not None
+
+
+class Unclosed:
+    """Files that programs were told to have been written to, and not to have been closed: their keys.
+
+    Not all of them are closed one day, so those that wait longest are forgotten.
+    """
+
+    LIMIT = 10_000
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[Key, None] = OrderedDict()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys
+
+    def add(self, key: Key) -> None:
+        """It was written to."""
+        self._keys[key] = None
+        while len(self._keys) > self.LIMIT:
+            self._keys.popitem(last=False)
+
+    def discard(self, key: Key) -> None:
+        """It was closed."""
+        self._keys.pop(key, None)
 
 
 class Pending:
@@ -58,8 +87,13 @@ class Pending:
         change = self._at(folder, name)
         if contents:
             change.contents = True
+            change.closed = False
         else:
             change.attributes = True
+
+    def closed(self, folder: FolderNode, name: bytes) -> None:
+        """Nobody writes to the file any more."""
+        self._at(folder, name).closed = True
 
     def removed(self, folder: FolderNode, name: bytes, is_folder: bool) -> None:
         """The name is gone. If nobody has been told that it was there, nobody is told that it went."""
@@ -89,10 +123,12 @@ class Pending:
             return
         if earlier.source is not None:
             change.source, change.source_made = earlier.source, earlier.source_made
+            change.source_closed = earlier.source_closed
         elif earlier.made:
-            change.source_made = True
+            change.source_made, change.source_closed = True, earlier.closed
         else:
             change.contents, change.attributes = earlier.contents, earlier.attributes
+            change.closed = earlier.closed
         if earlier.removed:
             gone = self._at(*source)
             gone.removed, gone.was_folder = True, earlier.was_folder

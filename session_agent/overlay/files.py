@@ -9,6 +9,7 @@ from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
 from session_agent.overlay.handles import Handle
+from session_agent.overlay.looking import Looked
 from session_agent.overlay.tree import Node, version_of
 from session_agent.overlay.vault import Vault, error
 
@@ -87,7 +88,10 @@ async def flush(vault: Vault, handle_id: int) -> None:
     """close of one of the program's descriptors: a remote branch reports failed saves here."""
     handle = vault.handles.file(handle_id)
     if handle.branch.remote and handle.writable:
-        await handle.branch.call(handle.caller, calls.close_twin, handle.fd)
+        size = await handle.branch.call(handle.caller, calls.close_twin, handle.fd)
+        node = handle.node
+        if node.parent is not None and isinstance(node.parent.watch, Looked):
+            node.parent.watch.saved(node.name, size)
 
 
 async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:

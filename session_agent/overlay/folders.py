@@ -14,6 +14,7 @@ from session_agent.overlay import calls
 from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle
+from session_agent.overlay.looking import Looked
 from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import Vault, error
 
@@ -30,6 +31,8 @@ async def open_folder(vault: Vault, node_id: int, caller: Caller) -> int:
     if vault.moves:
         await vault.settled(folder)
     fd = folder.fd if folder.fd >= 0 else await vault.folder_fd(folder)
+    if folder.watch is not None and not folder.watch.lasting:
+        vault.foreign.used(folder)
     found = await folder.branch.call(caller, calls.open_listing, fd)
     return vault.handles.add_folder(FolderHandle(found.fd, folder, caller))
 
@@ -63,6 +66,7 @@ async def read_folder(vault: Vault, handle_id: int, start: int, reply: Reply) ->
             if position > start:
                 return  # the error is met again, and reported, by the next call
             raise
+        handle.note(names, statuses)
         if not _reply_plain(vault, folder, names, statuses, position, reply):
             return
         position += len(names)
@@ -150,6 +154,8 @@ async def _rewind(vault: Vault, handle: FolderHandle) -> None:
     await branch.call(handle.caller, os.lseek, handle.fd, 0, os.SEEK_SET)
     handle.entries = await branch.call(handle.caller, os.scandir, handle.fd)
     handle.restarted = False
+    # Where it is only looked at now and then what happens in the folder, a listing is as good as a look.
+    handle.found = {} if isinstance(handle.node.watch, Looked) else None
     shifted = handle.node.shifted
     arrivals = () if shifted is None else tuple(shifted.arrivals)
     handle.names = [b".", b"..", *(handle.node.mounted or ()), *arrivals]
@@ -165,6 +171,9 @@ async def _read_more(vault: Vault, handle: FolderHandle) -> bool:
     while True:
         names = await handle.node.branch.call(handle.caller, calls.take, handle.entries, _BATCH)
         if not names:
+            if handle.found is not None:
+                vault.foreign.listed(handle.node, handle.found)
+                handle.found = None
             return False
         if vault.limits is not None:
             names = vault.limits.shown(handle.node, names)

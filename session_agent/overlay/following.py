@@ -247,7 +247,9 @@ def _relocate(vault: Vault, top: Node, old: OpenBranch, new: OpenBranch) -> list
     for handle in vault.handles.files():
         if handle.node in depths:
             handle.branch = new
-    return sorted(depths, key=depths.__getitem__)
+    below = sorted(depths, key=depths.__getitem__)
+    vault.foreign.relocated(below)
+    return below
 
 
 def _rekey_copied(

@@ -82,7 +82,16 @@ class FolderHandle(_Movable):
     `names` keeps what was read, so that a program can seek back to an entry (seekdir) and find the same.
     """
 
-    __slots__ = ("caller", "entries", "fd", "names", "node", "restarted", "virtual")
+    __slots__ = (
+        "caller",
+        "entries",
+        "fd",
+        "found",
+        "names",
+        "node",
+        "restarted",
+        "virtual",
+    )
 
     def __init__(self, fd: int, node: FolderNode, caller: Caller) -> None:
         super().__init__()
@@ -91,9 +100,16 @@ class FolderHandle(_Movable):
         self.caller = caller
         self.entries: Iterator[os.DirEntry[str]] | None = None
         self.names: list[bytes] = []
+        self.found: dict[bytes, os.stat_result] | None = None  # what was listed, if that is wanted
         self.virtual = 0  # how many of the first names are not of the backing folder
         # After a move the listing began anew, in the new place; what was listed before is left out.
         self.restarted = False
+
+    def note(self, names: list[bytes], statuses: list[os.stat_result | None]) -> None:
+        """These entries were listed."""
+        if self.found is not None:
+            pairs = zip(names, statuses, strict=True)
+            self.found.update((name, status) for name, status in pairs if status is not None)
 
     def restart(self) -> None:
         """The descriptor leads to another folder now, with the same entries: list the rest of them there."""
@@ -101,6 +117,7 @@ class FolderHandle(_Movable):
             self.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
             self.entries = os.scandir(self.fd)
             self.restarted = True
+            self.found = None
 
 
 class HandleTable:

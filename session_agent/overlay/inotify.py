@@ -24,6 +24,8 @@ from watchdog.observers.inotify_c import (
     inotify_rm_watch,
 )
 
+from session_agent.fsutil.syscalls import filesystem_type
+
 if TYPE_CHECKING:
     from session_agent.overlay.branches import OpenBranch
     from session_agent.overlay.tree import FolderNode
@@ -34,7 +36,8 @@ CREATE: int = InotifyConstants.IN_CREATE
 DELETE: int = InotifyConstants.IN_DELETE
 MOVED_FROM: int = InotifyConstants.IN_MOVED_FROM
 MOVED_TO: int = InotifyConstants.IN_MOVED_TO
-MODIFY: int = InotifyConstants.IN_MODIFY | InotifyConstants.IN_CLOSE_WRITE
+MODIFY: int = InotifyConstants.IN_MODIFY
+CLOSE_WRITE: int = InotifyConstants.IN_CLOSE_WRITE
 ATTRIB: int = InotifyConstants.IN_ATTRIB
 NAMES = CREATE | DELETE | MOVED_FROM | MOVED_TO
 OVERFLOW: int = InotifyConstants.IN_Q_OVERFLOW
@@ -44,10 +47,26 @@ IS_FOLDER: int = InotifyConstants.IN_ISDIR
 _WATCHED = (
     NAMES
     | MODIFY
+    | CLOSE_WRITE
     | ATTRIB
     | InotifyConstants.IN_ONLYDIR
     | InotifyConstants.IN_DONT_FOLLOW
     | InotifyConstants.IN_EXCL_UNLINK
+)
+
+_LIMIT = "/proc/sys/fs/inotify/max_user_watches"
+
+# File systems that are one machine's alone and whose names are exact: every change of what is watched in
+# them is heard of. Others may be shared with a host that changes them unheard, or ignore case.
+_EXACT = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4 (include/uapi/linux/magic.h)
+        0x58465342,  # xfs
+        0x9123683E,  # btrfs
+        0x01021994,  # tmpfs
+        0xF2F52010,  # f2fs
+        0x794C7630,  # overlayfs
+    }
 )
 
 _HEADER = struct.Struct("iIII")  # struct inotify_event, inotify(7)
@@ -65,13 +84,17 @@ def events_in(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 class Watch:
-    """A folder that is watched. `own`: the events that the vault's own operations will cause."""
+    """A folder that is watched. `own`: the events that the vault's own operations will cause.
 
-    __slots__ = ("own", "queue", "wd")
+    `lasting`: whatever changes in it is heard of, so that the kernel may remember it for long.
+    """
 
-    def __init__(self, queue: Queue, wd: int) -> None:
+    __slots__ = ("lasting", "own", "queue", "wd")
+
+    def __init__(self, queue: Queue, wd: int, lasting: bool) -> None:
         self.queue = queue
         self.wd = wd
+        self.lasting = lasting
         self.own: Counter[tuple[bytes, int]] | None = None
 
     def expect(self, name: bytes, event: int) -> None:
@@ -89,43 +112,91 @@ class Watch:
         return True
 
 
+class Allowance:
+    """How many more folders the agent watches: of what a user may watch, half is left to the programs."""
+
+    def __init__(self) -> None:
+        self.left = _most_watches()
+        self.refused = False  # and that has been told
+
+
 class Queue:
     """The inotify instance of a branch. OSError if there can be no more of them.
 
-    `left`: what was moved away, by cookie, until it is known where to. `full`: no more can be watched.
+    `left`: what was moved away, by cookie, until it is known where to.
     """
 
-    def __init__(self, branch: OpenBranch) -> None:
+    def __init__(self, branch: OpenBranch, allowance: Allowance) -> None:
         self.branch = branch
+        self._allowance = allowance
         self.fd = inotify_init()
         if self.fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         os.set_blocking(self.fd, False)
         os.set_inheritable(self.fd, False)
+        self.exact = False
+        self.device = 0
+        self.renewed()
         self.folders: dict[int, FolderNode] = {}
         self.expecting: list[Watch] = []
-        self.full = False
+        self._full = False  # fs.inotify.max_user_watches is reached
         self.left: dict[int, tuple[FolderNode, bytes, bool]] = {}
         self.read_until = time.time_ns()  # all that happened before has been read
 
     def add(self, path: bytes) -> int:
         """Watch the folder at `path`; answers its number, -1 if it cannot be watched."""
-        if self.full:
+        if not self.has_room():
+            self._refuse()
             return -1
         wd = inotify_add_watch(self.fd, path, _WATCHED)
-        if wd < 0 and ctypes.get_errno() == ENOSPC:  # fs.inotify.max_user_watches
-            self.full = True
-            log.info("%s: no more folders can be watched", self.branch.info.name)
+        if wd < 0 and ctypes.get_errno() == ENOSPC:
+            self._full = True
+            self._refuse()
         return wd
+
+    def _refuse(self) -> None:
+        if not self._allowance.refused:
+            self._allowance.refused = True
+            log.warning(
+                "no more folders can be watched (fs.inotify.max_user_watches): the others are looked at"
+                " now and then"
+            )
+
+    def renewed(self) -> None:
+        """The branch was mounted anew."""
+        self.exact = filesystem_type(self.branch.fd) in _EXACT
+        self.device = os.fstat(self.branch.fd).st_dev
+
+    def keep(self, wd: int, folder: FolderNode) -> None:
+        """What `wd` tells is of this folder."""
+        self.folders[wd] = folder
+        self._allowance.left -= 1
+
+    def drop(self, wd: int) -> bool:
+        """`wd` tells nothing any more; False if it did not before."""
+        if self.folders.pop(wd, None) is None:
+            return False
+        self._allowance.left += 1
+        self._full = False
+        return True
 
     def remove(self, wd: int) -> bool:
         """Watch a folder no more; False if it was not watched."""
-        if self.folders.pop(wd, None) is None:
+        if not self.drop(wd):
             return False
         inotify_rm_watch(self.fd, WatchDescriptor(wd))
-        self.full = False
         return True
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        os.close(self.fd)
+        self._allowance.left += len(self.folders)
+        self.folders.clear()
+
+    def has_room(self) -> bool:
+        """Whether one more folder may be watched."""
+        return not self._full and self._allowance.left > 0
 
     def read(self) -> bytes:
         """The next events; none at the end of the queue."""
@@ -133,3 +204,11 @@ class Queue:
             return os.read(self.fd, _READ)
         except BlockingIOError:
             return b""
+
+
+def _most_watches() -> int:
+    try:
+        with open(_LIMIT, encoding="ascii") as file:
+            return int(file.read()) // 2
+    except (OSError, ValueError):
+        return 4096  # half of the smallest limit that kernels had

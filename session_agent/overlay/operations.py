@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import stat
 from collections.abc import Awaitable, Callable, Sequence
 from errno import EIO, ENOSYS, EPERM
 from typing import Any, ParamSpec, TypeVar
@@ -14,8 +13,12 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from session_agent.fsutil.credentials import Caller
+from session_agent.fsutil.syscalls import RENAME_EXCHANGE
 from session_agent.overlay import attributes, files, folders, names
+from session_agent.overlay.announcing import HANDLE
 from session_agent.overlay.calls import Changes
+from session_agent.overlay.expected import Expected
+from session_agent.overlay.lifetimes import Lifetimes
 from session_agent.overlay.tree import FolderNode, Node, version_of
 from session_agent.overlay.vault import Entry, Vault
 
@@ -58,7 +61,7 @@ class VaultOperations(pyfuse3.Operations):
         self._vault = vault
         self._foreign = vault.foreign
         self._announcer = announcer  # see OverlayOptions
-        self._timeout = cache_seconds
+        self._lifetimes = Lifetimes(vault, cache_seconds)
         self._flushes = any(branch.remote for branch in vault.branches)
 
     def _caller(self, ctx: RequestContext) -> Caller:
@@ -68,10 +71,7 @@ class VaultOperations(pyfuse3.Operations):
         out = EntryAttributes()
         out.st_ino = node.id
         out.generation = node.generation
-        out.entry_timeout = out.attr_timeout = self._timeout if status.st_ino else 0
-        if status.st_nlink > 1 and node.format != stat.S_IFDIR:
-            # Another of its names may move to another branch (see Tree.disown).
-            out.entry_timeout = 0
+        out.entry_timeout, out.attr_timeout = self._lifetimes.of(node, status)
         out.st_mode = status.st_mode
         out.st_nlink = status.st_nlink
         out.st_uid = status.st_uid
@@ -104,16 +104,32 @@ class VaultOperations(pyfuse3.Operations):
         return out
 
     def _is_own_thread(self, ctx: RequestContext) -> bool:
-        """Whether it is the agent's own thread, which announces a foreign change."""
-        return ctx.pid == self._foreign.announcer.thread != 0
+        """Whether it is one of the agent's own threads, which announces a foreign change."""
+        return ctx.pid in self._foreign.expected
+
+    def _expected(self, ctx: RequestContext) -> Expected | None:
+        """What is expected of the thread that asks, if it is one of these."""
+        return self._foreign.expected.get(ctx.pid)
+
+    async def _answer(
+        self, expected: Expected, verb: str, parent_inode: int, name: bytes
+    ) -> EntryAttributes:
+        return self._announced(await expected.answer(verb, parent_inode, name))
+
+    def _misplaced(self, parent_inode: int, name: bytes) -> None:
+        """A name has come, from where it may be kept for long, to where it may not."""
+        folder = self._vault.tree.folder(parent_inode)
+        if not self._lifetimes.is_lasting(folder):
+            self._foreign.uncertain(folder, name)
 
     # Names
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        expected = self._expected(ctx)
         try:
-            if self._is_own_thread(ctx):
-                seen = await self._foreign.announcer.lookup(parent_inode, name)
+            if expected is not None:
+                seen = await expected.lookup(parent_inode, name)
                 if seen is None:
                     seen = await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
                 return self._announced(seen)
@@ -121,11 +137,11 @@ class VaultOperations(pyfuse3.Operations):
                 await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
             )
         except FileNotFoundError:
-            if self._is_own_thread(ctx):
+            if expected is not None:
                 raise  # nor is this to be kept: no program has asked for it
             absent = EntryAttributes()
             absent.st_ino = pyfuse3.InodeT(0)
-            absent.entry_timeout = self._timeout
+            absent.entry_timeout = self._lifetimes.absent(self._vault.tree.folder(parent_inode))
             return absent
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -136,8 +152,8 @@ class VaultOperations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        if self._is_own_thread(ctx):
-            return self._announced(await self._foreign.announcer.answer("make", parent_inode, name))
+        if (expected := self._expected(ctx)) is not None:
+            return await self._answer(expected, "make", parent_inode, name)
         caller = self._caller(ctx)
         return self._told(
             await names.make_folder(self._vault, parent_inode, name, mode & 0o7777, caller)
@@ -147,8 +163,8 @@ class VaultOperations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        if self._is_own_thread(ctx):
-            return self._announced(await self._foreign.announcer.answer("make", parent_inode, name))
+        if (expected := self._expected(ctx)) is not None:
+            return await self._answer(expected, "make", parent_inode, name)
         caller = self._caller(ctx)
         return self._told(
             await names.make_node(self._vault, parent_inode, name, mode, rdev, caller)
@@ -158,8 +174,8 @@ class VaultOperations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        if self._is_own_thread(ctx):
-            return self._announced(await self._foreign.announcer.answer("make", parent_inode, name))
+        if (expected := self._expected(ctx)) is not None:
+            return await self._answer(expected, "make", parent_inode, name)
         caller = self._caller(ctx)
         return self._told(await names.make_symlink(self._vault, parent_inode, name, target, caller))
 
@@ -168,19 +184,22 @@ class VaultOperations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         caller = self._caller(ctx)
+        node = self._vault.tree[inode]
+        if node.parent is not None:  # of a file with several names none is kept
+            self._foreign.uncertain(node.parent, node.name)
         return self._told(await names.link(self._vault, inode, new_parent_inode, new_name, caller))
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        if self._is_own_thread(ctx):
-            await self._foreign.announcer.answer("remove", parent_inode, name)
+        if (expected := self._expected(ctx)) is not None:
+            await expected.answer("remove", parent_inode, name)
             return
         await names.unlink(self._vault, parent_inode, name, self._caller(ctx))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        if self._is_own_thread(ctx):
-            await self._foreign.announcer.answer("remove", parent_inode, name)
+        if (expected := self._expected(ctx)) is not None:
+            await expected.answer("remove", parent_inode, name)
             return
         await names.rmdir(self._vault, parent_inode, name, self._caller(ctx))
 
@@ -194,16 +213,22 @@ class VaultOperations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        if self._is_own_thread(ctx):
-            await self._foreign.announcer.answer("rename", parent_inode_new, name_new)
+        if (expected := self._expected(ctx)) is not None:
+            await expected.answer("rename", parent_inode_new, name_new)
             return
         old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
         await names.rename(self._vault, *old, *new, flags, self._caller(ctx))
+        self._misplaced(*new)
+        if flags & RENAME_EXCHANGE:
+            self._misplaced(*old)
 
     @answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        if (expected := self._expected(ctx)) is not None:
+            made = await self._answer(expected, "make", parent_inode, name)
+            return FileInfo(fh=pyfuse3.FileHandleT(HANDLE)), made
         caller = self._caller(ctx)
         handle, entry = await names.create(self._vault, parent_inode, name, flags, mode, caller)
         return FileInfo(fh=pyfuse3.FileHandleT(handle)), self._told(entry)
@@ -244,8 +269,8 @@ class VaultOperations(pyfuse3.Operations):
 
     def _announces(self, node: Node, fields: pyfuse3.SetattrFields, ctx: RequestContext) -> bool:
         """Whether this is a touch that announces something, and no other change."""
-        if self._is_own_thread(ctx):
-            if not self._foreign.announcer.touched(node):
+        if (expected := self._expected(ctx)) is not None:
+            if not expected.concerns("touch", node):
                 raise FUSEError(EPERM)
             return True
         if ctx.pid != self._announcer or node not in self._vault.branch_roots:
@@ -277,6 +302,10 @@ class VaultOperations(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if (expected := self._expected(ctx)) is not None:
+            if not expected.concerns("open", self._vault.tree[inode]):
+                raise FUSEError(EPERM)
+            return FileInfo(fh=pyfuse3.FileHandleT(HANDLE), keep_cache=False)
         handle, keep = await files.open_file(self._vault, inode, flags, self._caller(ctx))
         return FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=keep)
 
@@ -292,6 +321,8 @@ class VaultOperations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         if not self._flushes:
             raise FUSEError(ENOSYS)  # the kernel asks no more: a third less for an open-read-close
+        if fh == HANDLE:
+            return
         await files.flush(self._vault, fh)
 
     @answered
@@ -300,6 +331,8 @@ class VaultOperations(pyfuse3.Operations):
 
     @answered
     async def release(self, fh: int) -> None:
+        if fh == HANDLE:
+            return
         await files.release(self._vault, fh)
 
     # Folders

@@ -48,6 +48,7 @@ class OverlayOptions:
     `cache_seconds`: how long the kernel may answer from what it was told (names, attributes).
     `remote_time_limit`: seconds after which a call into a remote branch makes the agent probe it.
     `foreign_events`: whether programs get events for what others change behind the vault.
+    `remote_polls_per_minute`: how many folders of a remote branch may be looked at for that in a minute.
     `announcer`: the process whose touches of a branch tell programs to look at it again, and do no more.
     """
 
@@ -55,6 +56,7 @@ class OverlayOptions:
     remote_time_limit: float = 5.0
     announcer: int = 0
     foreign_events: bool = True
+    remote_polls_per_minute: int = 60
     moves: MoveOptions = field(default_factory=MoveOptions)
 
 
@@ -138,7 +140,7 @@ class Overlay:
         kind = VaultOperations if self._limits is None else LimitedOperations
         operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)
         if self._options.foreign_events:
-            self._vault.foreign.open()
+            self._vault.foreign.open(connection, self._options.remote_polls_per_minute)
         polling.install()
         # The library takes over an open /dev/fuse, and closes it in the end.
         pyfuse3.init(operations, f"/dev/fd/{connection}", set(pyfuse3.default_options))
@@ -149,7 +151,9 @@ class Overlay:
         async with trio.open_nursery() as nursery:
             assert self._vault is not None
             nursery.start_soon(self._tune)
-            nursery.start_soon(self._vault.foreign.run, self._mountpoint)
+            user = self._session.user
+            listener = Caller(user.uid, user.gid, user.groups)
+            nursery.start_soon(self._vault.foreign.run, self._mountpoint, listener)
             nursery.start_soon(self._vault.background.run)
             if self._recovery is not None:
                 await self._recovery.before_serving()
@@ -203,6 +207,7 @@ class Overlay:
         for branch in self._vault.branches:
             if branch.info.name == name:
                 branch.vanish()
+                self._vault.unplugged(branch)
         self._plugged.set()
 
     async def stop_moves(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from session_agent.overlay.branches import OpenBranch
     from session_agent.overlay.handles import Handle
     from session_agent.overlay.inotify import Watch
+    from session_agent.overlay.looking import Looked
 
 # Plain numbers, not NewTypes: converting to those costs a tenth of a microsecond, several times a request.
 NodeId: TypeAlias = int
@@ -32,7 +33,6 @@ Key: TypeAlias = int
 
 Version: TypeAlias = tuple[int, int, int]
 """(mtime, ctime, size) of a file, times in nanoseconds: what differs after a change."""
-
 ROOT_ID = 1
 
 # Up to 31 pairs of branch and device give numbers below 2**53, which programs that keep numbers as
@@ -120,7 +120,7 @@ class FolderNode(Node):
         self._branch = branch
         self.mounted: dict[bytes, FolderNode] | None = None
         self.shifted: Shifted | None = None
-        self.watch: Watch | None = None  # what hears of foreign changes in it
+        self.watch: Watch | Looked | None = None  # what hears of foreign changes in it
 
     @property
     def branch(self) -> OpenBranch:

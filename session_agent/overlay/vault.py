@@ -86,6 +86,7 @@ class Vault:
         assume(AGENT)
         self.branches = (*self.branches, branch)
         self._hang(branch)
+        self.foreign.plugged(self.branch_roots[-1])
 
     def renew(self, branch: OpenBranch, fd: int) -> None:
         """The branch has been mounted anew: `fd` is its root from now on.
@@ -96,10 +97,17 @@ class Vault:
         for node in list(self.tree.nodes()):
             if isinstance(node, FolderNode) and node.branch is branch and not node.is_branch_root:
                 self.tree.detach(node, branch)
+        branch.renew(fd)
         for root in self.branch_roots:
             if root.branch is branch:
                 root.fd = fd
-        branch.renew(fd)
+                self.foreign.plugged(root)
+
+    def unplugged(self, branch: OpenBranch) -> None:
+        """The mount of the branch is gone."""
+        for root in self.branch_roots:
+            if root.branch is branch:
+                self.foreign.unplugged(root)
 
     def _folder(self, names: list[bytes]) -> FolderNode:
         """The folder that a branch hangs in, made if it is not there. It is never forgotten."""

@@ -94,8 +94,8 @@ def test_status_and_stop(session: KasmSession) -> None:
         "warnings": [],
         "foreign": document["foreign"],
     }
-    counts = ["watched", "unwatched", "announced", "coalesced", "rescanned"]
-    assert list(document["foreign"]) == counts
+    counts = ["watched", "unwatched", "polled", "polls", "announced", "coalesced", "dropped"]
+    assert list(document["foreign"]) == [*counts, "rescanned"]
     assert document["foreign"]["watched"] >= 2
     assert session.run("status").returncode == 0
     stopped = session.run("stop", "--json")

@@ -20,6 +20,7 @@ from tests.support.vault import Storage, Vault, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
+CLOSED_X = "CLOSE_WRITE,CLOSE x"
 QUIET = 0.4  # seconds in which an event that must not come would have come
 
 
@@ -79,13 +80,31 @@ def test_changed_contents_and_attributes(places: tuple[Path, Path]) -> None:
     with listening(served) as listener:
         with open(behind / "x", "r+b") as file:
             file.write(b"newer")
-        only(listener, "MODIFY x")
+        only(listener, "MODIFY x", CLOSED_X)
         changed = os.stat(behind / "x")
         assert (served / "x").read_bytes() == b"newer"
         os.chmod(behind / "x", 0o640)
-        only(listener, "MODIFY x", "ATTRIB x")
+        only(listener, "MODIFY x", CLOSED_X, "ATTRIB x")
         assert os.stat(served / "x").st_mode & 0o777 == 0o640
     assert os.stat(behind / "x").st_mtime_ns == changed.st_mtime_ns > before.st_mtime_ns
+
+
+def test_a_file_that_stays_open_for_a_while(places: tuple[Path, Path]) -> None:
+    """That it was closed is told when it is, once, and only of those who wrote."""
+    served, behind = places
+    with listening(served) as listener:
+        with open(behind / "x", "wb", buffering=0) as file:
+            only(listener, "CREATE x")
+            file.write(b"1")
+            only(listener, "CREATE x", "MODIFY x")
+        only(listener, "CREATE x", "MODIFY x", CLOSED_X)
+        with open(behind / "x", "rb") as file:
+            file.read()
+        with open(behind / "x", "ab"):
+            pass
+        (behind / "y").write_bytes(b"whole at once")
+        expected = ("CREATE y", "MODIFY y", "CLOSE_WRITE,CLOSE y")
+        only(listener, "CREATE x", "MODIFY x", CLOSED_X, *expected)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -156,7 +175,8 @@ def test_a_safe_save(places: tuple[Path, Path]) -> None:
         until(lambda: listener.events()[-1:] == ["MOVED_TO note.md"], True)
         time.sleep(QUIET)
         events = [event for event in listener.events() if not event.startswith("MODIFY")]
-    assert events == ["CREATE note.tmp", "MOVED_FROM note.tmp", "MOVED_TO note.md"]
+    closed = "CLOSE_WRITE,CLOSE note.tmp"
+    assert events == ["CREATE note.tmp", closed, "MOVED_FROM note.tmp", "MOVED_TO note.md"]
     assert (served / "note.md").read_bytes() == b"new"
 
 
@@ -208,9 +228,10 @@ def test_moves_do_not_come_back(vault: Vault) -> None:
         # Nothing is claimed for longer than the move takes.
         with open(vault.backing("gamma") / "moved", "ab") as file:
             file.write(b"2")
-        only(gamma, "MOVED_TO moved", "MODIFY moved")
+        heard = ["MOVED_TO moved", "MODIFY moved", "CLOSE_WRITE,CLOSE moved"]
+        only(gamma, *heard)
         os.unlink(vault.backing("gamma") / "moved")
-        only(gamma, "MOVED_TO moved", "MODIFY moved", "DELETE moved")
+        only(gamma, *heard, "DELETE moved")
 
 
 SCRIPT = """

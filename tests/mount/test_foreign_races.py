@@ -144,7 +144,7 @@ def test_what_only_the_agent_has_looked_at_is_not_kept(place: Storage) -> None:
         with listening(shown) as listener:
             for number in range(10):
                 (behind / f"{number}").write_bytes(b"1")
-                until(lambda: listener.events()[-1:], [f"MODIFY {number}"])
+                until(lambda: listener.events()[-1:], [f"CLOSE_WRITE,CLOSE {number}"])
                 os.unlink(behind / f"{number}")
                 assert not (shown / f"{number}").exists()
         shutil.rmtree(behind)

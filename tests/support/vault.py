@@ -206,6 +206,8 @@ def serve(
     inline_bytes: int | None = None,
     in_one_step: bool = False,
     foreign_events: bool = True,
+    watches: int | None = None,
+    remote_polls: int = 60,
     state: Path | None = None,
     limits: Mapping[str, object] | None = None,
 ) -> Iterator[Vault]:
@@ -213,6 +215,7 @@ def serve(
 
     With `inline_bytes` it keeps a journal in `state`, or beside the vault, and moves what is larger in the
     background. `in_one_step`: it may move by file handle. `limits`: as vault_process reads them.
+    `watches`: how many folders may be watched. `remote_polls`: OverlayOptions.remote_polls_per_minute.
     """
     if branches is None:
         branches = {name: place.branch(name) for name in BRANCHES}
@@ -228,6 +231,8 @@ def serve(
             "inline_bytes": inline_bytes,
             "in_one_step": in_one_step,
             "foreign_events": foreign_events,
+            "watches": watches,
+            "remote_polls": remote_polls,
             "limits": limits,
         }
         arguments = [str(path), str(place.root), str(state), json.dumps(options)]

@@ -45,6 +45,7 @@ def main() -> None:
     recovering.AGAIN_SECONDS = 0.1  # not a minute
     served = OverlayOptions(
         foreign_events=options["foreign_events"],
+        remote_polls_per_minute=options["remote_polls"],
         cache_seconds=options["cache_seconds"],
         moves=moves,
     )
@@ -59,6 +60,8 @@ def main() -> None:
         assert not problems, problems
         assert overlay._vault is not None  # a limit that real sessions never reach, to be tested
         overlay._vault.tree._folder_limit = options["folder_limit"]
+        if options["watches"] is not None:
+            overlay._vault.foreign._allowance.left = options["watches"]
         overlay.recover()
         overlay.mount()
         trio.run(_until_told, overlay, state)

@@ -52,7 +52,7 @@ state_dir: /srv/state
 user: 1000
 mounts: {include: [/mnt/*], exclude: [/mnt/old], probe_seconds: 1}
 rooms: {file: /srv/rooms.yaml, shared: "a.{name}", personal: "b.{name}-{username}"}
-overlay: {enabled: false, cache_seconds: 0, remote_seconds: 2.5}
+overlay: {enabled: false, cache_seconds: 0, remote_seconds: 2.5, remote_polls_per_minute: 7}
 """
     )
     found = load(str(file), {}).settings
@@ -68,6 +68,7 @@ overlay: {enabled: false, cache_seconds: 0, remote_seconds: 2.5}
     assert found.rooms.file == "/srv/rooms.yaml"
     assert not found.overlay.enabled
     assert (found.overlay.cache_seconds, found.overlay.remote_seconds) == (0, 2.5)
+    assert found.overlay.remote_polls_per_minute == 7
 
 
 def test_variables_override_the_file(file: Path) -> None:
@@ -142,6 +143,7 @@ def test_a_relative_xdg_path_is_ignored(file: Path) -> None:
         ("mounts: {probe_seconds: soon}\n", "mounts.probe_seconds: expected a number, not text"),
         ("overlay: {cache_seconds: -0.1}\n", "overlay.cache_seconds: expected seconds, from 0"),
         ("overlay: {remote_seconds: 0}\n", "overlay.remote_seconds: expected seconds"),
+        ("overlay: {remote_polls_per_minute: 6001}\n", "overlay.remote_polls_per_minute: expected"),
         ("overlay: {enabled: 1}\n", "overlay.enabled: expected true or false"),
         ("rooms: {shared: folder}\n", "rooms.shared: expected letters"),
         ('rooms: {shared: "{name}-{name}"}\n', "rooms.shared: expected letters"),

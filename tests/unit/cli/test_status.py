@@ -14,7 +14,14 @@ COUNTS = {"watched": 7, "unwatched": 0, "announced": 3, "coalesced": 2, "rescann
     ("counts", "line"),
     [
         (COUNTS, "folders watched 7; announced 3, coalesced 2, folders compared 1"),
-        ({**COUNTS, "unwatched": 4}, "folders watched 7 (could not be watched: 4); announced 3, "),
+        (
+            {**COUNTS, "unwatched": 4},
+            "folders watched 7, looked at because there are too many 4; announced 3, ",
+        ),
+        (
+            {**COUNTS, "watched": 0, "polled": 2, "polls": 9, "dropped": 5},
+            "folders watched 0, remote, looked at 2 (9 times); announced 3, coalesced 2, dropped 5, ",
+        ),
         (dict.fromkeys(COUNTS, 0), None),
         ({}, None),
     ],
