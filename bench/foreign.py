@@ -52,7 +52,7 @@ class _Ground:
         self.files = max(200, round(10_000 * scale))
         self.folders = max(4, round(200 * scale))
         self.singles = max(5, round(200 * scale))
-        self.idle = max(0.5, 3 * scale)  # seconds
+        self.idle = max(0.5, 5 * scale)  # seconds
         self.room = max(1, round(2 * scale)) << 30
 
     @contextmanager

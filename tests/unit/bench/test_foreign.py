@@ -12,6 +12,7 @@ from bench.figures import percentile99
 from bench.foreign_figures import (
     Burst,
     Call,
+    Delay,
     Felt,
     ForeignFigures,
     arrival,
@@ -62,11 +63,12 @@ def test_what_is_felt_is_told_apart_by_when_it_began() -> None:
         "create": [Call(2.1, 0.001)],  # none before: no ratio
     }
     (found,) = felt(calls, began=2.0, ended=3.0)
-    assert (found.call, found.times) == ("stat", 2)
-    assert found.idle == pytest.approx(1.0)
-    assert found.longest == pytest.approx(3.0)
-    assert found.ratio == pytest.approx(found.meanwhile / 1.0)
-    assert 2.9 < found.meanwhile <= 3.0
+    assert (found.call, found.idle.times, found.meanwhile.times) == ("stat", 1, 2)
+    assert found.idle.median == found.idle.p99 == found.idle.longest == pytest.approx(1.0)
+    assert found.meanwhile.median == pytest.approx(2.5)
+    assert found.meanwhile.longest == pytest.approx(3.0)
+    assert 2.9 < found.meanwhile.p99 <= 3.0
+    assert found.ratio == pytest.approx(found.meanwhile.p99)
 
 
 def test_counts_are_those_of_the_burst_alone() -> None:
@@ -104,14 +106,14 @@ def test_the_text() -> None:
     figures = ForeignFigures(
         arrivals=(arrival("create", [0.010, 0.010]),),
         bursts=(replace(BURST, title="nobody else at work"), BURST),
-        felt=(Felt("stat, same tree, vault", 0.1, 0.25, 4.0, 50),),
+        felt=(Felt("stat, same tree", Delay(20, 0.05, 0.1, 1.0), Delay(50, 0.06, 0.25, 4.04)),),
     )
     lines = as_text(figures).splitlines()
     assert "| create | 2 | 10.0 | 10.0 |" in lines
     assert "A checkout that changes 100 files behind the vault:" in lines
     assert "| others at work | 0.50 | 6.25 | 301 | 99 | 40.0 | 48.0 | 44.0 |" in lines
     assert "- nobody else at work: watched 7, announced 103" in lines
-    assert "| stat, same tree, vault | 50 | 0.100 | 0.250 | 2.5 | 4.00 |" in lines
+    assert "| stat, same tree | 0.050 | 0.100 | 1.0 | 0.060 | 0.250 | 4.0 | 50 | 2.5 |" in lines
     run = replace(RUN, foreign=figures)
     assert as_text(figures) in report.as_text(run)
     written = report.as_json(run)["foreign"]
