@@ -10,7 +10,8 @@ from typing import Any
 from bench.figures import percentile99
 from bench.listener import Heard
 
-_LEVELS = ("watched",)  # counts that say how many there are, not how many there were
+# Counts that say how many there are, not how many there were.
+_LEVELS = ("watched", "unwatched", "polled")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ def describe(folder: Path) -> dict[str, str]:
         "processor": f"{len(os.sched_getaffinity(0))} x {_processor()}",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "file system": _output("findmnt", "-n", "-o", "FSTYPE", "-T", str(folder)),
+        "load at the start": f"{os.getloadavg()[0]:.1f}",  # above 1, others are at work
         "python": platform.python_version(),
         "pyfuse3": _python_package("pyfuse3"),
         "trio": _python_package("trio"),
