@@ -60,6 +60,8 @@ _utimensat = _libc_fast.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 _utimensat_slow = _libc.utimensat  # lets others run, as one of them may have to answer it
 _utimensat_slow.argtypes = _utimensat.argtypes
+_futimens = _libc.futimens  # likewise
+_futimens.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _fstatfs = _libc_fast.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _prctl = _libc.prctl
@@ -161,15 +163,20 @@ def filesystem_type(fd: int) -> int:
     return int(figures[0]) & 0xFFFFFFFF
 
 
-def touch_at(folder: int, name: bytes, *, modified: bool) -> None:
+def touch_at(folder: int, name: bytes | None, *, modified: bool) -> None:
     """utimensat(2): the modification time becomes the present, or with not `modified` both times do.
 
-    To those who watch the file the first is a modification, the second a change of its attributes.
+    To those who watch the file the first is a modification, the second a change of its attributes. With no
+    `name` it is the file that `folder` itself is a descriptor of.
     """
     times = (ctypes.c_long * 4)()
     times[1], times[3] = (_UTIME_OMIT if modified else _UTIME_NOW), _UTIME_NOW
-    if _utimensat_slow(folder, name, times, _AT_SYMLINK_NOFOLLOW):
-        _raise(name)
+    if name is None:
+        failed = _futimens(folder, times)
+    else:
+        failed = _utimensat_slow(folder, name, times, _AT_SYMLINK_NOFOLLOW)
+    if failed:
+        _raise(name or b"")
 
 
 def mount(source: str, path: str, fstype: str, flags: int, data: str) -> None:

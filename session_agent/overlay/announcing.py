@@ -65,6 +65,39 @@ def find(mountpoint: str) -> Mounted | None:
     return Mounted(mountpoint, os.makedev(int(major), int(minor)))
 
 
+class _Folders:
+    """Folders of the vault that are open in an announcing thread, by the names that lead to them."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        self._mounted = mounted
+        self._open: dict[tuple[bytes, ...], int] = {}
+
+    def open(self, path: list[bytes]) -> int:
+        """The folder, which stays open. EPERM if the way there leaves the vault."""
+        fd = self._open.get(tuple(path), -1)
+        if fd >= 0:
+            return fd
+        fd = os.open(self._mounted.path, FOLDER)
+        try:
+            for name in path:
+                below = os.open(name, FOLDER, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            if os.fstat(fd).st_dev != self._mounted.device:
+                raise OSError(EPERM, os.strerror(EPERM))
+        except OSError:
+            os.close(fd)
+            raise
+        self._open[tuple(path)] = fd
+        return fd
+
+    def close(self) -> None:
+        """Close them all."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+
+
 HANDLE = 0
 """The number of the announcing threads' open files. No other has it, and there is no file behind it."""
 
@@ -96,16 +129,16 @@ class Announcer:
 
         def in_thread() -> int:
             assume(AGENT)
-            # Not kept open: whoever wants to unmount the vault would find it in use.
-            root = os.open(self._mounted.path, FOLDER)
             thread = threading.get_native_id()
             self._at_work[thread] = self.expected
+            folders = _Folders(self._mounted)
             try:
-                return sum(self._one(task, root) for task in tasks)
+                return sum(self._one(task, folders) for task in tasks)
             finally:
+                # Not kept open: whoever wants to unmount the vault would find it in use.
+                folders.close()
                 del self._at_work[thread]
                 self.expected.step = None
-                os.close(root)
 
         told = 0
         with contextlib.suppress(OSError):  # it has been unmounted
@@ -150,34 +183,15 @@ class Announcer:
 
     # In the thread
 
-    def _one(self, task: _Task, root: int) -> bool:
-        done = False
+    def _one(self, task: _Task, folders: _Folders) -> bool:
+        self.expected.step = None  # while the folders are opened
         with contextlib.suppress(OSError):  # things have moved on; other events tell how
-            folder = self._open(root, task.path)
-            try:
-                done = self._steps(task, root, folder)
-            finally:
-                os.close(folder)
-        return done
+            return self._steps(task, folders)
+        return False
 
-    def _open(self, root: int, path: list[bytes]) -> int:
-        """The folder in the vault. EPERM if the way there leaves the vault."""
-        self.expected.step = None
-        fd = os.dup(root)
-        try:
-            for name in path:
-                below = os.open(name, FOLDER, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            if os.fstat(fd).st_dev != self._mounted.device:
-                raise OSError(EPERM, os.strerror(EPERM))
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
-
-    def _steps(self, task: _Task, root: int, folder: int) -> bool:
+    def _steps(self, task: _Task, folders: _Folders) -> bool:
         change, status = task.change, task.status
+        folder, source = folders.open(task.path), folders.open(task.source_path)
         if change.removed and (status is None or (task.was_known and change.replaced)):
             self._remove(task, folder)
         if status is None:
@@ -186,7 +200,7 @@ class Announcer:
             return False
         held = -1
         if change.source is not None:
-            held = self._rename(task, root, folder)
+            held = self._rename(task, folder, source)
         elif change.made:
             held = self._make(change, change.folder, change.name, folder, status, change.closed)
         self._modify(change, folder, held)
@@ -197,13 +211,14 @@ class Announcer:
         try:
             if change.closed and held < 0:
                 self.expected.step = Step("open", change)
-                with contextlib.suppress(
-                    OSError
-                ):  # it is being executed, or is no plain file any more
+                with contextlib.suppress(OSError):  # it is being executed, or has become a pipe
                     held = os.open(change.name, _TO_WRITE, dir_fd=folder)
             if change.contents or change.attributes:
                 self.expected.step = Step("touch", change)
-                touch_at(folder, change.name, modified=change.contents)
+                if held >= 0:
+                    touch_at(held, None, modified=change.contents)
+                else:
+                    touch_at(folder, change.name, modified=change.contents)
         finally:
             if held >= 0:
                 os.close(held)
@@ -236,36 +251,31 @@ class Announcer:
             _invalidate(parent, name)
             return _make(folder, name, status, closed)
 
-    def _rename(self, task: _Task, root: int, folder: int) -> int:
+    def _rename(self, task: _Task, folder: int, source: int) -> int:
         """Answers as `_make`."""
         change = task.change
         assert change.source is not None
         assert task.status is not None
         parent, name = change.source
-        source = folder if parent is change.folder else self._open(root, task.source_path)
+        if change.source_made:
+            made = self._make(change, parent, name, source, task.status, change.source_closed)
+            if made >= 0:
+                os.close(made)
+        _invalidate(change.folder, change.name)
+        seen = {
+            (parent.id, name): Seen.THERE,
+            (change.folder.id, change.name): Seen.GONE_IF_KNOWN,
+        }
+        self.expected.step = Step("rename", change, seen)
         try:
-            if change.source_made:
-                made = self._make(change, parent, name, source, task.status, change.source_closed)
-                if made >= 0:
-                    os.close(made)
-            _invalidate(change.folder, change.name)
-            seen = {
-                (parent.id, name): Seen.THERE,
-                (change.folder.id, change.name): Seen.GONE_IF_KNOWN,
-            }
-            self.expected.step = Step("rename", change, seen)
-            try:
-                found = os.stat(name, dir_fd=source, follow_symlinks=False)
-                if found.st_ino != task.node_id:
-                    raise FileNotFoundError
-                os.rename(name, change.name, src_dir_fd=source, dst_dir_fd=folder)
-            except FileNotFoundError:  # the old name is another file's by now: it must not be lost
-                place = (change.folder, change.name, folder)
-                return self._make(change, *place, task.status, change.closed)
-            return -1
-        finally:
-            if source != folder:
-                os.close(source)
+            found = os.stat(name, dir_fd=source, follow_symlinks=False)
+            if found.st_ino != task.node_id:
+                raise FileNotFoundError
+            os.rename(name, change.name, src_dir_fd=source, dst_dir_fd=folder)
+        except FileNotFoundError:  # the old name is another file's by now: it must not be lost
+            place = (change.folder, change.name, folder)
+            return self._make(change, *place, task.status, change.closed)
+        return -1
 
 
 def _make(folder: int, name: bytes, status: os.stat_result, closed: bool) -> int:

@@ -71,6 +71,7 @@ class Background:
         """Show the new name, hide the old one, and carry the move out when its turn comes."""
         for node in moving.nodes:
             node.lookups += 1
+            self._vault.foreign.expiry.attributes(node.id)  # until now it was heard of
         self.live[moving.record.id] = moving
         _shifted(moving.target.folder).arrivals[moving.target.name] = moving
         _shifted(moving.source.folder).departures[moving.source.name] = moving
@@ -78,8 +79,8 @@ class Background:
 
     def _show_plainly(self, moving: Moving, *, arrival: bool, departure: bool) -> None:
         target, source = moving.target, moving.source
-        for branch in {target.branch, source.branch}:
-            self._vault.foreign.drain(branch)
+        places = ((target.folder, target.name), (source.folder, source.name))
+        self._vault.foreign.settled(*places)
         for folder, names, name, wanted in (
             (target.folder, _shifted(target.folder).arrivals, target.name, arrival),
             (source.folder, _shifted(source.folder).departures, source.name, departure),

@@ -165,20 +165,20 @@ class Foreign:
         try:
             yield
         finally:
-            for branch in {folder.branch for folder, _ in places}:
-                self.drain(branch)
+            self.settled(*places)
             self._claims.subtract(places)
             self._claims = +self._claims
-            for folder, name in places:
-                if isinstance(folder.watch, Looked):
-                    folder.watch.settled(name)
-                self.uncertain(folder, name)
 
-    def drain(self, branch: OpenBranch) -> None:
-        """Read what has happened until now, while it is known to be the vault's own doing."""
-        chain = self._chains.get(branch)
-        if chain is not None and chain.hearing is not None:
-            chain.hearing.drain()
+    def settled(self, *places: tuple[FolderNode, bytes]) -> None:
+        """Before these names are no more the vault's own: hear what has happened to them until now."""
+        for branch in {folder.branch for folder, _ in places}:
+            chain = self._chains.get(branch)
+            if chain is not None and chain.hearing is not None:
+                chain.hearing.drain()
+        for folder, name in places:
+            if isinstance(folder.watch, Looked):
+                folder.watch.settled(name)
+            self.uncertain(folder, name)
 
     def uncertain(self, folder: FolderNode, name: bytes) -> None:
         """The kernel may have been told to remember this name for longer than it may."""

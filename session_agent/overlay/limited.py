@@ -170,7 +170,8 @@ class LimitedOperations(VaultOperations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> Any:
         node = self._node(inode)
         self._limits.see(node, "open", ctx.uid)
-        if flags & _CHANGING and stat.S_ISREG(node.format):
+        changing = flags & _CHANGING and stat.S_ISREG(node.format)
+        if changing and not self._is_own_thread(ctx):
             self._limits.change(node, "open", ctx.uid)
         return await super().open(inode, flags, ctx)
 

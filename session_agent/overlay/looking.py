@@ -39,7 +39,7 @@ _PAGE = 256  # entries that a server tells in one answer: a larger folder costs 
 _FIRST = 1.0  # seconds until a folder is looked at again in which something has changed
 _LONGEST_FRONT = 15.0  # and at most, if programs listen to it or have it open
 _LONGEST = 300.0  # and otherwise
-_SETTLE = 0.2  # seconds: by then the vault has noted what it did itself during a look
+_SETTLE = 0.2  # seconds: by then is noted what the vault itself did, in threads, during a look
 _SILENCE = 2.0  # seconds until it is seen whether a branch is alive again
 _ECHO = 60.0  # seconds in which a file that the vault has saved may still get other times from its server
 _FRONT_TURNS = 4  # of so many turns one goes to a folder behind
@@ -226,7 +226,8 @@ class Looker:
             self._again(looked, changed=False)
             return
         self._free_at += self._gap * (len(found) // _PAGE)
-        await trio.sleep(_SETTLE)
+        if self._branch.remote:
+            await trio.sleep(_SETTLE)
         self._compare(looked, found, began)
         if self._watch_instead(folder):
             self._telling.lose([folder], began_ns)  # what has happened since that look

@@ -130,9 +130,13 @@ class VaultOperations(pyfuse3.Operations):
         try:
             if expected is not None:
                 seen = await expected.lookup(parent_inode, name)
-                if seen is None:
-                    seen = await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
-                return self._announced(seen)
+                if seen is not None:
+                    return self._announced(seen)
+                found = await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
+                known = (
+                    type(found[0]) is FolderNode and found[0].lookups > 0
+                )  # it leads to the folder
+                return self._told(found) if known else self._announced(found)
             return self._told(
                 await names.lookup(self._vault, parent_inode, name, self._caller(ctx))
             )

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.support import storage
+from tests.support.listening import listening
 from tests.support.session import USER, KasmSession, kasm_session
 from tests.support.vault import as_person, outcome
 
@@ -87,6 +88,36 @@ def test_one_that_comes(session: KasmSession) -> None:
         wait_until(lambda: content(session.vault / "archive/note.md") == "archive\n", "a successor")
         assert names(session) == {"drive", "archive", "engineering", "wiki"}
         assert not session.first_launch(0)["changed"]
+        session.run("stop")
+
+
+def test_what_others_change_in_one_that_comes(session: KasmSession) -> None:
+    """And in one that is mounted anew, of which nothing is remembered."""
+    session.first_launch(0)
+    drive = session.vault / "drive"
+    note, absent = drive / "note.md", drive / "absent.md"
+    with arriving(session, "drive") as source:
+        wait_until(lambda: content(note) == "drive\n", "it is shown")
+        assert content(absent) == "ENOENT"
+        with listening(drive) as listener:
+            (source / "new.md").write_text("1")
+            wait_until(lambda: "CREATE new.md" in listener.events(), "an event")
+            assert os.stat(note).st_size == len("drive\n")
+    wait_until(lambda: content(note) == "ENOTCONN", "it is gone")
+    assert content(absent) == "ENOTCONN"
+    other = session.base / "host/other"
+    other.mkdir()
+    (other / "note.md").write_text("another\n")
+    (other / "absent.md").write_text("not any more\n")
+    with storage.bind(other, session.base / "drive"):
+        wait_until(lambda: content(note) == "another\n", "what lies there now")
+        assert content(absent) == "not any more\n"
+        assert sorted(os.listdir(drive)) == ["absent.md", "note.md"]
+        with listening(drive) as listener:
+            (other / "new.md").write_text("2")
+            wait_until(lambda: "CREATE new.md" in listener.events(), "an event")
+            (other / "note.md").write_text("changed\n")
+            wait_until(lambda: content(note) == "changed\n", "what was changed")
         session.run("stop")
 
 
