@@ -50,14 +50,19 @@ def built(engine: Engine) -> Built:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """Folders of the host that containers mount: `engineering` and `wiki`, for user 1000."""
-    tmp_path.chmod(0o755)
+    """Folders of the host that containers mount."""
+    return with_folders(tmp_path)
+
+
+def with_folders(host: Path) -> Path:
+    """Make `engineering`, `marketing` and `wiki` in it, for user 1000."""
+    host.chmod(0o755)
     for name in ("engineering", "wiki", "marketing"):
-        folder = tmp_path / name
+        folder = host / name
         folder.mkdir()
         os.chown(folder, 1000, 1000)
-    (tmp_path / "wiki/page.md").write_text("the page")
-    return tmp_path
+    (host / "wiki/page.md").write_text("the page")
+    return host
 
 
 def mounts(host: Path) -> tuple[str, ...]:

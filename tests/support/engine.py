@@ -14,10 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.listening import Listener, until
+
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache/container"
 BASE = "like-kasm:base"
 IMAGE = "like-kasm:with-agent"
+_HEARING = Path(__file__).with_name("hearing.py")
 _PATIENCE = 60.0  # seconds
 _PACKAGES = "python3,python3-venv,fuse3,dbus,dbus-x11,procps,util-linux,attr,acl"
 FUSE = ("--device", "/dev/fuse", "--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined")
@@ -77,7 +80,7 @@ class Engine:
 
     def _call(self, *arguments: str, time_limit: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["docker", "--host", self._socket, *arguments],
+            self.command(*arguments),
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -85,6 +88,10 @@ class Engine:
             errors="backslashreplace",
             timeout=time_limit,
         )
+
+    def command(self, *arguments: str) -> list[str]:
+        """What calls docker."""
+        return ["docker", "--host", self._socket, *arguments]
 
     def docker(self, *arguments: str, time_limit: float = 300) -> str:
         """Call docker, which must succeed; its output."""
@@ -151,6 +158,18 @@ class Container:
     def tried(self, script: str, user: str = "1000") -> tuple[int, str]:
         """Run a shell's script in it; its exit code, and all it says."""
         return self.engine.tried("exec", "--user", user, self.name, "bash", "-c", script)
+
+    @contextlib.contextmanager
+    def listening(self, folder: str) -> Iterator[Listener]:
+        """A program of the user that hears what happens in a folder, and has said `ready`."""
+        source = _HEARING.read_text(encoding="utf-8")
+        program = ("timeout", "120", "/opt/session-agent/bin/python", "-c", source, folder)
+        listener = Listener.of(*self.engine.command("exec", "--user", "1000", self.name, *program))
+        try:
+            until(lambda: listener.events()[:1], ["ready"], patience=_PATIENCE)
+            yield listener
+        finally:
+            listener.close()
 
     def until(self, script: str, user: str = "1000") -> None:
         """Wait until the script succeeds."""
