@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from errno import ENOENT, ENOTEMPTY
+from errno import ELOOP, ENOENT, ENOTEMPTY, ESTALE
 
 from session_agent.fsutil.at import (
     FOLDER,
@@ -51,8 +51,13 @@ def opened(fd: int) -> Opened:
 
 
 def open_file(folder: int, name: bytes, flags: int, mode: int = 0) -> Opened:
-    """Open, or with O_CREAT create, the file `name`."""
-    return opened(open_at(folder, name, flags, mode))
+    """Open, or with O_CREAT create, the file `name`. ESTALE for a symbolic link, which is new there."""
+    try:
+        return opened(open_at(folder, name, flags, mode))
+    except OSError as failure:
+        if failure.errno == ELOOP:  # the kernel is to look the name up anew, and to follow the link
+            raise OSError(ESTALE, os.strerror(ESTALE)) from None
+        raise
 
 
 def open_again(fd: int, flags: int) -> Opened:
@@ -73,19 +78,26 @@ def reference(folder: int, name: bytes) -> Opened:
 def make_folder(folder: int, name: bytes, mode: int) -> os.stat_result:
     """mkdir."""
     os.mkdir(name, mode, dir_fd=folder)
-    return stat_at(folder, name)
+    return _made(folder, name, stat.S_IFDIR)
 
 
 def make_node(folder: int, name: bytes, mode: int, device: int) -> os.stat_result:
     """mknod."""
     os.mknod(name, mode, device, dir_fd=folder)
-    return stat_at(folder, name)
+    return _made(folder, name, stat.S_IFMT(mode) or stat.S_IFREG)
 
 
 def make_symlink(folder: int, name: bytes, target: bytes) -> os.stat_result:
     """symlink. The target is kept to the byte."""
     os.symlink(target, name, dir_fd=folder)
-    return stat_at(folder, name)
+    return _made(folder, name, stat.S_IFLNK)
+
+
+def _made(folder: int, name: bytes, file_format: int) -> os.stat_result:
+    status = stat_at(folder, name)
+    if stat.S_IFMT(status.st_mode) != file_format:  # replaced already: the kernel would say EIO
+        raise OSError(ENOENT, os.strerror(ENOENT))
+    return status
 
 
 def make_link(source: int, source_name: bytes, folder: int, name: bytes) -> os.stat_result:

@@ -107,6 +107,12 @@ class Pending:
         gone = self._at(folder, name)
         gone.removed, gone.was_folder = True, is_folder
 
+    def told(self, folder: FolderNode, name: bytes) -> None:
+        """A program in the vault has changed that name itself: whoever listens knows how things are there."""
+        change = self._changes.pop((folder, name), None)
+        if change is not None and change.source is not None and not change.source_made:
+            self.removed(*change.source, change.was_folder)
+
     def renamed(
         self, source: tuple[FolderNode, bytes] | None, folder: FolderNode, name: bytes
     ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from errno import ESTALE
 
+import pyfuse3
+
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
@@ -37,6 +39,10 @@ async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> t
         node.announced = version
     keep = node.cached_version == version
     node.cached_version = version
+    if node.told is None or node.told[1] != status.st_size:
+        # Else the kernel would end the new contents where the old ones did.
+        node.told = (status.st_mtime_ns, status.st_size)
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(node_id), attr_only=True)
     return vault.handles.add(Handle(fd, flags & ~_EXECUTE, node, caller, node.branch)), keep
 
 

@@ -190,6 +190,8 @@ class Hearing:
         if watch.is_own(name, mask & NAMES) or telling.is_ours(folder, name):
             if mask & MOVED_TO:
                 self._queue.left.pop(cookie, None)
+            if mask & NAMES:
+                telling.pending.told(folder, name)
             return
         if mask & NAMES:
             self._changed[folder.id] = None

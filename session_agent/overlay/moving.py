@@ -96,7 +96,7 @@ async def _move(
     if done == "none" or flags & RENAME_EXCHANGE:
         target.branch.close_later(replaced.fd)
     else:
-        vault.hold(replaced, target.branch)
+        vault.hold(replaced, target.branch, (target.folder, target.name))
 
 
 _ACCEPTED = "accepted"

@@ -62,10 +62,8 @@ def _made_node(
 ) -> Entry:
     if parent.watch is not None:
         parent.watch.expect(name, CREATE)
-    if parent.branch is branch and stat.S_ISDIR(status.st_mode):
-        node = vault.tree.made_folder(parent, name, status)
-    else:
-        node, _ = _found(vault, parent, branch, name, status)
+    vault.same_branch(parent, branch)
+    node = vault.tree.made(parent, name, status)
     node.announced = version_of(status)
     return node, status
 
@@ -217,7 +215,7 @@ async def _remove(
     held = await branch.call(caller, calls.remove, fd, name, remover)
     if parent.watch is not None:
         parent.watch.expect(name, DELETE)
-    vault.hold(held, branch)
+    vault.hold(held, branch, (parent, name))
 
 
 async def _remove_moving(
@@ -384,7 +382,7 @@ def _renamed(
         if done.exchanged is not None or other == (done.moved.st_dev, done.moved.st_ino):
             branch.close_later(done.replaced.fd)  # it still has a name
         else:
-            vault.hold(done.replaced, branch)
+            vault.hold(done.replaced, branch, (target, target_name))
     if moved is not None:
         moved.parent, moved.name = target, target_name
     if done.exchanged is not None:

@@ -70,7 +70,6 @@ class VaultOperations(pyfuse3.Operations):
     def _attributes(self, node: Node, status: os.stat_result) -> EntryAttributes:
         out = EntryAttributes()
         out.st_ino = node.id
-        out.generation = node.generation
         out.entry_timeout, out.attr_timeout = self._lifetimes.of(node, status)
         out.st_mode = status.st_mode
         out.st_nlink = status.st_nlink
@@ -83,6 +82,7 @@ class VaultOperations(pyfuse3.Operations):
         out.st_atime_ns = status.st_atime_ns
         out.st_mtime_ns = status.st_mtime_ns
         out.st_ctime_ns = status.st_ctime_ns
+        node.told = (status.st_mtime_ns, status.st_size)
         return out
 
     def _told(self, entry: Entry) -> EntryAttributes:
@@ -100,7 +100,7 @@ class VaultOperations(pyfuse3.Operations):
         behind the vault.
         """
         out = self._told(entry)
-        out.entry_timeout = 0
+        out.entry_timeout = out.attr_timeout = 0
         return out
 
     def _is_own_thread(self, ctx: RequestContext) -> bool:
@@ -256,9 +256,11 @@ class VaultOperations(pyfuse3.Operations):
         if self._announces(self._vault.tree[inode], fields, ctx):
             # The kernel tells whoever watches the folder; that is all that is wanted.
             status = await attributes.get_status(self._vault, inode, self._caller(ctx))
+            out = self._attributes(self._vault.tree[inode], status)
             if self._is_own_thread(ctx):
                 self._vault.tree[inode].announced = version_of(status)
-            return self._attributes(self._vault.tree[inode], status)
+                out.attr_timeout = 0  # it may arrive after what a program was told later
+            return out
         changes = Changes(
             size=attr.st_size if fields.update_size else None,
             mode=attr.st_mode if fields.update_mode else None,

@@ -54,13 +54,13 @@ class Node:
         "cached_version",
         "fd",
         "format",
-        "generation",
         "handles",
         "id",
         "key",
         "lookups",
         "name",
         "parent",
+        "told",
     )
 
     def __init__(self, node_id: NodeId, key: Key, parent: FolderNode | None, name: bytes) -> None:
@@ -69,8 +69,7 @@ class Node:
         # Where it was last seen. None only for the root.
         self.parent = parent
         self.name = name
-        self.format = 0  # the S_IFMT part of its mode, which never changes while `generation` stays
-        self.generation = 0
+        self.format = 0  # the S_IFMT part of its mode, which never changes
         self.lookups = 0
         # A folder: its O_PATH descriptor, -1 while closed. A file: an O_PATH descriptor once it has lost
         # the name above, since nothing else leads to it any more; -1 before.
@@ -78,8 +77,20 @@ class Node:
         self.handles: list[Handle] | None = None  # open handles, None for none
         # (mtime, ctime, size) that the kernel's cached pages belong to; None: unknown
         self.cached_version: Version | None = None
+        self.told: tuple[int, int] | None = None  # (mtime, size) that the kernel was told last
         # The version up to which programs have been told of changes by events; None: unknown
         self.announced: Version | None = None
+
+    def is_alive(self, status: os.stat_result) -> bool:
+        """Whether a file with its number is surely the node's, having been open or linked all the time."""
+        return bool(self.handles) or self.fd >= 0 or status.st_nlink > 1
+
+    def may_be(self, status: os.stat_result) -> bool:
+        """Whether what is at another name now can be the node's: it looks as if renamed behind the vault."""
+        if self.format == stat.S_IFDIR or self.told is None or self.is_alive(status):
+            return True
+        seen = (self.told, self.told if self.announced is None else self.announced[::2])
+        return (status.st_mtime_ns, status.st_size) in seen
 
     @property
     def branch(self) -> OpenBranch:
@@ -218,10 +229,13 @@ class Tree:
             if node is None:
                 return self._new(key, parent, name, status)
         file_format = status.st_mode & 0o170000
-        if file_format != node.format:
-            # Another file got the inode number of one that went behind our back. The new generation tells
-            # the kernel so; under the old one a changed type would be an I/O error for good.
-            return self._replace(node, key, parent, name, status)
+        elsewhere = node.parent is not parent or node.name != name
+        if file_format != node.format or (elsewhere and not node.may_be(status)):
+            # Another file got the inode number of one that went behind our back. It gets its own: a changed
+            # type is an I/O error for good, a new generation one for calls that are under way.
+            self._close(node)
+            self.disown(node)
+            return self._new(key, parent, name, status)
         if node.fd >= 0 and file_format != stat.S_IFDIR:
             node.parent.branch.close_later(node.fd)  # type: ignore[union-attr]  # it has a name again
             node.fd = -1
@@ -241,26 +255,22 @@ class Tree:
         node.name = name
         return node
 
-    def made_folder(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
-        """The node for a folder that has just been made: never one that the kernel knows.
+    def made(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
+        """The node for what was just made: none that the kernel knows, but for a file with another name.
 
-        It may have the number of one removed behind the vault. The kernel would have to move that here:
-        ESTALE while its folder is locked (d_splice_alias); then mkdir(2) tries again, and fails with EEXIST.
+        It may have the number of one that is gone. Such a folder the kernel would move here: ESTALE while its
+        place is locked (d_splice_alias), then mkdir(2) tries again: EEXIST.
         """
         node = self.find(self.key(parent.branch, status.st_dev, status.st_ino))
-        if isinstance(node, FolderNode):
+        if node is not None and (node.format == stat.S_IFDIR or not node.is_alive(status)):
             self.disown(node)
         return self.found(parent, name, status)
 
     def _new(self, key: Key, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
-        node_id = key
-        there = self._by_id.get(node_id)
-        if type(there) is FolderNode and there.key == -there.id:  # removed, see `disown`
-            return self._replace(there, key, parent, name, status)
-        if there is not None:
-            self._spare += 1
-            node_id = self._spare
-        return self._add(node_id, key, parent, name, status)
+        if key not in self._by_id:
+            return self._add(key, key, parent, name, status)
+        self._spare += 1  # the number is still one's that is gone, or was taken elsewhere by a move
+        return self._add(self._spare, key, parent, name, status)
 
     def _add(
         self, node_id: NodeId, key: Key, parent: FolderNode, name: bytes, status: os.stat_result
@@ -274,16 +284,6 @@ class Tree:
         self._by_id[node_id] = node
         if node_id != key:
             self._elsewhere[key] = node
-        return node
-
-    def _replace(
-        self, old: Node, key: Key, parent: FolderNode, name: bytes, status: os.stat_result
-    ) -> Node:
-        self._close(old)
-        node = self._add(old.id, key, parent, name, status)
-        node.generation = old.generation + 1
-        node.lookups = old.lookups  # the kernel will forget the old one under the same number
-        old.lookups, old.key = 0, -old.id  # what lay below it is not found in the new one
         return node
 
     def stand_in(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:

@@ -41,6 +41,13 @@ def error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+def _is_of(node: Node, place: tuple[FolderNode, bytes], status: os.stat_result) -> bool:
+    """Whether the file found there is the node's, and none that has got the number of one that is gone."""
+    if status.st_mode & 0o170000 != node.format:
+        return False
+    return (node.parent, node.name) == place or bool(node.handles) or status.st_nlink > 1
+
+
 class Vault:
     """All that the operations share."""
 
@@ -240,10 +247,14 @@ class Vault:
         if node.branch is not branch:
             raise error(ESTALE)
 
-    def hold(self, held: Opened, branch: OpenBranch) -> None:
-        """Keep what has just lost its name reachable for as long as the kernel knows it."""
-        node = self.tree.find(self.tree.key(branch, held.status.st_dev, held.status.st_ino))
+    def hold(self, held: Opened, branch: OpenBranch, place: tuple[FolderNode, bytes]) -> None:
+        """Keep what has just lost its name there reachable for as long as the kernel knows it."""
+        status = held.status
+        node = self.tree.find(self.tree.key(branch, status.st_dev, status.st_ino))
         if node is None or node.lookups <= 0 or node.fd >= 0:
+            branch.close_later(held.fd)
+        elif not _is_of(node, place, status):
+            self.tree.disown(node)
             branch.close_later(held.fd)
         elif isinstance(node, FolderNode):
             self.tree.opened(node, held.fd)

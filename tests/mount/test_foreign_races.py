@@ -136,6 +136,113 @@ def test_folders_with_the_numbers_of_removed_ones(vault: Vault, branch: str) -> 
     shutil.rmtree(behind)
 
 
+# Inode numbers used again, as ext4 does at once. Others do not know what programs in the vault have looked at
+# a moment ago, and which name they are about to use.
+
+
+@pytest.fixture(params=[True, False], ids=["events", "no events"])
+def places(place: Storage, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+    """A folder in the vault, whose names the kernel keeps for long, and behind it."""
+    with serve(place, cache_seconds=20, foreign_events=request.param) as vault:
+        behind = vault.backing("alpha") / "again"
+        behind.mkdir()
+        yield vault.path / "alpha/again", behind
+        shutil.rmtree(behind)
+
+
+def test_who_uses_the_old_name_gets_no_other_file(places: tuple[Path, Path]) -> None:
+    """What is written to a file that is gone must not land in a new one, be that made here or there."""
+    shown, behind = places
+    again = 0
+    for turn in range(20):
+        maker = shown if turn % 2 else behind
+        old, new = f"old-{turn}", f"new-{turn}"
+        (behind / old).write_bytes(b"")
+        number = os.stat(behind / old).st_ino
+        assert (shown / old).read_bytes() == b""
+        os.unlink(behind / old)
+        (maker / new).write_bytes(b"new")
+        again += os.stat(behind / new).st_ino == number
+        assert (shown / new).read_bytes() == b"new"
+        with open(shown / old, "ab") as file:
+            file.write(b"old")
+        assert (behind / new).read_bytes() == b"new"
+        assert (behind / old).read_bytes() == b"old"
+    assert again > 5, "no number was used again: this test has tested nothing"
+
+
+def test_what_the_vault_removes_is_no_other_file(places: tuple[Path, Path]) -> None:
+    """The kernel takes what it removes for what was there before, and knows its number by another name."""
+    shown, behind = places
+    again = 0
+    for turn in range(20):
+        old, name = f"old-{turn}", f"name-{turn}"
+        (behind / old).write_bytes(b"old")
+        (behind / name).write_bytes(b"name")
+        number = os.stat(behind / old).st_ino
+        assert (shown / old).read_bytes() + (shown / name).read_bytes() == b"oldname"
+        os.unlink(behind / old)
+        os.unlink(behind / name)
+        os.symlink("nowhere", behind / name)
+        again += os.lstat(behind / name).st_ino == number
+        os.unlink(shown / name)
+        assert outcome((shown / old).read_bytes) == "ENOENT"
+    assert again > 5, "no number was used again: this test has tested nothing"
+
+
+def test_a_link_that_comes_to_a_name_is_followed(places: tuple[Path, Path]) -> None:
+    shown, behind = places
+    (behind / "aim").write_bytes(b"aim")
+    (behind / "file").write_bytes(b"file")
+    assert (shown / "file").read_bytes() == b"file"
+    assert not (shown / "absent").exists()
+    os.unlink(behind / "file")
+    for name in ("file", "absent"):
+        os.symlink("aim", behind / name)
+        with open(shown / name, "a+b") as file:
+            file.seek(0)
+            assert file.read() == b"aim"
+
+
+def test_new_contents_do_not_end_where_the_old_ones_did(places: tuple[Path, Path]) -> None:
+    """A program that opens the file sees all of it, whatever size the kernel was told before."""
+    shown, behind = places
+    for turn, size in enumerate((10, 5000, 3, 100_000, 0, 1)):
+        content = bytes([65 + turn]) * size
+        (behind / "x").write_bytes(content)
+        assert (shown / "x").read_bytes() == content
+
+
+# The last word on a name
+
+
+def test_made_behind_replaced_in_the_vault_removed_behind(place: Storage) -> None:
+    with serve(place) as vault:
+        behind, shown = vault.backing("delta") / "word", vault.path / "delta/word"
+        behind.mkdir()
+        for _ in range(10):
+            (shown / "here").write_bytes(b"1")
+            with listening(shown) as listener:
+                (behind / "there").write_bytes(b"2")
+                os.rename(shown / "here", shown / "there")
+                os.unlink(behind / "there")
+                until(lambda: listener.events()[-1:], ["DELETE there"])
+        shutil.rmtree(behind)
+
+
+def test_renamed_behind_removed_in_the_vault(place: Storage) -> None:
+    with serve(place) as vault:
+        behind, shown = vault.backing("delta") / "word", vault.path / "delta/word"
+        behind.mkdir()
+        for _ in range(10):
+            (shown / "here").write_bytes(b"1")
+            with listening(shown) as listener:
+                os.rename(behind / "here", behind / "there")
+                os.unlink(shown / "there")
+                until(lambda: "DELETE here" in listener.events(), True)
+        shutil.rmtree(behind)
+
+
 def test_what_only_the_agent_has_looked_at_is_not_kept(place: Storage) -> None:
     """Told of a file that was removed since: who looks for the first time does not find it."""
     with serve(place, cache_seconds=60) as vault:

@@ -33,7 +33,7 @@ class TreeMachine(RuleBasedStateMachine):
         ]
         # What the kernel believes: how often each number was told, and the type under which.
         self.lookups: dict[NodeId, int] = {}
-        self.types: dict[tuple[NodeId, int], int] = {}
+        self.types: dict[NodeId, int] = {}
 
     def _known(self) -> list[Node]:
         return [self.tree[number] for number in self.lookups]
@@ -69,8 +69,8 @@ class TreeMachine(RuleBasedStateMachine):
         self.lookups[node.id] = self.lookups.get(node.id, 0) + 1
         assert node.format == file_format
         assert node.key == self.tree.key(parent.branch, 7, inode)
-        # Under one number and generation there is one type for good.
-        assert self.types.setdefault((node.id, node.generation), file_format) == file_format
+        # Under one number there is one type for as long as the kernel knows it.
+        assert self.types.setdefault(node.id, file_format) == file_format
 
     @precondition(lambda self: self.lookups)
     @rule(which=st.integers(0), count=st.integers(1, 3))
@@ -82,8 +82,7 @@ class TreeMachine(RuleBasedStateMachine):
         if not self.lookups[number]:
             del self.lookups[number]
             # The kernel drops what it has of a number that it forgets, its type included.
-            for known in [known for known in self.types if known[0] == number]:
-                del self.types[known]
+            self.types.pop(number, None)
 
     @precondition(lambda self: self.lookups)
     @rule(which=st.integers(0), to=st.integers(0, 2), inode=INODES)

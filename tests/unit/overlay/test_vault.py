@@ -218,7 +218,7 @@ def test_a_reference_to_a_folder_is_the_nodes_own(vault: Vault, tmp_path: Path) 
 
 def _removed_by_the_vault(vault: Vault, name: bytes) -> None:
     branch = vault.branches[0]
-    vault.hold(calls.remove(branch.fd, name, os.unlink), branch)
+    vault.hold(calls.remove(branch.fd, name, os.unlink), branch, (vault.tree.root, name))
 
 
 def test_a_removed_file_is_held_while_the_kernel_knows_it(vault: Vault, tmp_path: Path) -> None:
