@@ -27,6 +27,7 @@ from bench.foreign_figures import (
     felt,
     files_heard,
 )
+from bench.idle import drops
 from bench.listener import Listening, listening
 from bench.serving import Server, image, run, served
 from session_agent.overlay.inotify import CREATE, DELETE, MODIFY, MOVED_TO
@@ -291,6 +292,7 @@ def measure(folder: Path, scale: float, say: Callable[[str], None]) -> ForeignFi
         raise Failure("git is not installed")
     folder.mkdir()
     ground = _Ground(folder, scale)
+    dropped = drops()
     with ground.laid(), served(folder, {_BRANCH: ground.branch}) as server:
         say("bench: single changes behind the vault")
         arrivals = _measure_singles(ground, server)
@@ -301,4 +303,4 @@ def measure(folder: Path, scale: float, say: Callable[[str], None]) -> ForeignFi
             say("bench: another one, while others are at work")
             others = _Others(ground, server.vault)
             beside, calls = _measure_burst(ground, server, hearing, "two", others)
-    return ForeignFigures(tuple(arrivals), (alone, beside), tuple(calls))
+    return ForeignFigures(tuple(arrivals), (alone, beside), tuple(calls), dropped != drops())

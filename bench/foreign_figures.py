@@ -70,11 +70,12 @@ class Felt:
 
 @dataclass(frozen=True, slots=True)
 class ForeignFigures:
-    """All of it."""
+    """All of it. `disturbed`: somebody dropped the kernel's caches, so it forgot files."""
 
     arrivals: tuple[Arrival, ...]
     bursts: tuple[Burst, ...]
     felt: tuple[Felt, ...]
+    disturbed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -170,4 +171,6 @@ def as_text(figures: ForeignFigures) -> str:
         lines.append(
             f"| {one.call} | {' | '.join(delays)} | {one.meanwhile.times} | {one.ratio:.1f} |"
         )
+    if figures.disturbed:
+        lines += ["", "Disturbed: somebody else dropped the kernel's caches meanwhile."]
     return "\n".join(lines)

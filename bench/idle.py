@@ -73,9 +73,9 @@ def observe(
     for _ in range(_ATTEMPTS):
         say(f"bench: watching them rest for {2 * seconds:.0f} s")
         time.sleep(_LULL)
-        dropped = _drops()
+        dropped = drops()
         rests = _rests(filled, seconds)
-        if dropped == _drops():
+        if dropped == drops():
             break
         rests = {name: replace(rest, disturbed=True) for name, rest in rests.items()}
         say("bench: somebody else dropped the kernel's caches meanwhile")
@@ -109,7 +109,7 @@ def _rests(contenders: Sequence[Served], seconds: float) -> dict[str, Rest]:
     return {name: Rest(seconds, after[name] - before[name], calls[name]) for name in before}
 
 
-def _drops() -> str:
+def drops() -> str:
     """How often anybody on this machine has dropped dentries and inodes."""
     text = Path("/proc/vmstat").read_text(encoding="ascii")
     return "".join(line for line in text.splitlines() if line.startswith("drop_slab"))

@@ -114,6 +114,8 @@ def test_the_text() -> None:
     assert "| others at work | 0.50 | 6.25 | 301 | 99 | 40.0 | 48.0 | 44.0 |" in lines
     assert "- nobody else at work: watched 7, announced 103" in lines
     assert "| stat, same tree | 0.050 | 0.100 | 1.0 | 0.060 | 0.250 | 4.0 | 50 | 2.5 |" in lines
+    assert "Disturbed" not in as_text(figures)
+    assert "Disturbed" in as_text(replace(figures, disturbed=True))
     run = replace(RUN, foreign=figures)
     assert as_text(figures) in report.as_text(run)
     written = report.as_json(run)["foreign"]
