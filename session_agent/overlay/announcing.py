@@ -123,7 +123,13 @@ class Announcer:
         `old`: what the kernel knew in their folders, by name.
         """
         self.expected.old = old
-        tasks = [task for change in changes if (task := await self._task(change)) is not None]
+        tasks = []
+        for change in changes:
+            task = await self._task(change)
+            if task is not None:
+                tasks.append(task)
+            if len(tasks) % 8 == 7:
+                await trio.lowlevel.checkpoint()  # requests of programs get their turn
         if not tasks:
             return 0
 

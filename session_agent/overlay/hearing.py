@@ -33,10 +33,11 @@ from session_agent.overlay.inotify import (
     MOVED_TO,
     NAMES,
     OVERFLOW,
+    Event,
     Queue,
     Watch,
-    events_in,
 )
+from session_agent.overlay.polling import pressed
 from session_agent.overlay.telling import Telling
 from session_agent.overlay.tree import FolderNode
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from session_agent.overlay.tree import Tree
 
 _GATHER = 0.01  # seconds that events are gathered before they are read: one save is several
+_AT_ONCE = 32  # events handled before others get their turn
 _SLACK = 1_000_000_000  # ns that a folder's last change may be older than what was read
 
 
@@ -132,22 +134,21 @@ class Hearing:
         while True:
             await trio.lowlevel.wait_readable(queue.fd)
             await trio.sleep(_GATHER)
-            while True:
+            with pressed:
                 now = time.time_ns()
-                data = queue.read()
-                if not data:
-                    break
-                self._take(data)
-                self._telling.begin()
-                await trio.lowlevel.checkpoint()
+                while events := queue.take(_AT_ONCE):
+                    self._take(events)
+                    self._telling.begin()
+                    await trio.lowlevel.checkpoint()
+                    now = time.time_ns()
             queue.read_until = now
             self._end_of_queue()
 
     def drain(self) -> None:
         """Read what has happened until now, while it is known whose doing it is."""
         now = time.time_ns()
-        while data := self._queue.read():
-            self._take(data)
+        while events := self._queue.take(_AT_ONCE):
+            self._take(events)
         self._queue.read_until = now
         self._end_of_queue()
 
@@ -164,9 +165,9 @@ class Hearing:
         self._changed.clear()
         self._telling.begin()
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, events: list[Event]) -> None:
         queue = self._queue
-        for wd, mask, cookie, name in events_in(data):
+        for wd, mask, cookie, name in events:
             if mask & OVERFLOW:
                 self._counts.dropped += 1
                 self._telling.lose(queue.folders.values(), queue.read_until)

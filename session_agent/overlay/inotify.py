@@ -11,10 +11,11 @@ import logging
 import os
 import struct
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from errno import ENOSPC
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
 
 from watchdog.observers.inotify_c import (
     InotifyConstants,
@@ -70,11 +71,15 @@ _EXACT = frozenset(
 )
 
 _HEADER = struct.Struct("iIII")  # struct inotify_event, inotify(7)
-_READ = 4096  # bytes of events read at a time: 128 of them at most, then others get their turn
+_READ = 1 << 16  # bytes of events read at a time
+_MOST_HELD = 8 << 20  # bytes of events held until they are handled; the kernel holds some more
+
+Event: TypeAlias = tuple[int, int, int, bytes]
+"""Watch, mask, cookie and name."""
 
 
-def events_in(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Watch, mask, cookie and name of each event that was read."""
+def events_in(data: bytes) -> Iterator[Event]:
+    """The events that were read."""
     position = 0
     while position < len(data):
         wd, mask, cookie, length = _HEADER.unpack_from(data, position)
@@ -141,6 +146,9 @@ class Queue:
         self.folders: dict[int, FolderNode] = {}
         self.expecting: list[Watch] = []
         self._full = False  # fs.inotify.max_user_watches is reached
+        self._held: deque[bytes] = deque()  # read, and not taken
+        self._bytes = 0
+        self._events: Iterator[Event] = iter(())  # of what is being taken
         self.left: dict[int, tuple[FolderNode, bytes, bool]] = {}
         self.read_until = time.time_ns()  # all that happened before has been read
 
@@ -198,12 +206,28 @@ class Queue:
         """Whether one more folder may be watched."""
         return not self._full and self._allowance.left > 0
 
-    def read(self) -> bytes:
-        """The next events; none at the end of the queue."""
-        try:
-            return os.read(self.fd, _READ)
-        except BlockingIOError:
-            return b""
+    def take(self, count: int) -> list[Event]:
+        """The next events, so many at most; none at the end of the queue.
+
+        The kernel's queue is emptied at once, since it holds few: a large checkout is more than that.
+        """
+        self._fill()
+        events = list(islice(self._events, count))
+        while len(events) < count and self._held:
+            data = self._held.popleft()
+            self._bytes -= len(data)
+            self._events = events_in(data)
+            events += islice(self._events, count - len(events))
+        return events
+
+    def _fill(self) -> None:
+        while self._bytes < _MOST_HELD:
+            try:
+                data = os.read(self.fd, _READ)
+            except BlockingIOError:
+                return
+            self._held.append(data)
+            self._bytes += len(data)
 
 
 def _most_watches() -> int:

@@ -31,10 +31,11 @@ _HOT = 300_000  # ns: after a wait shorter than this, waking up included, pollin
 _NAP = 2  # ms to sleep for the next request alone: so long other tasks may have to wait
 _BUSY = 5_000_000  # ns since the last request
 _TURN = 64  # requests after which the other tasks of the event loop get their turn
+_TURN_PRESSED = 8  # the same while one of them has much to do that must not wait
 
 
-class Elsewhere:
-    """Counts the calls that are under way in threads. Use as a context."""
+class Underway:
+    """Counts what is under way. Use as a context."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,7 +47,11 @@ class Elsewhere:
         self.count -= 1
 
 
-elsewhere = Elsewhere()
+elsewhere = Underway()
+"""Calls in threads: only the event loop hears of their end."""
+
+pressed = Underway()
+"""What other tasks do and must not wait for: the kernel remembers what is not true until it is done."""
 
 
 class _Lowlevel:
@@ -68,7 +73,7 @@ class _Lowlevel:
             self._poll.register(fd, select.POLLIN)
             self._registered = fd
         self._requests += 1
-        if self._requests >= _TURN:
+        if self._requests >= (_TURN_PRESSED if pressed.count else _TURN):
             self._requests = 0
             await trio.lowlevel.checkpoint()
         poll, clock = self._poll.poll, time.monotonic_ns
@@ -81,7 +86,7 @@ class _Lowlevel:
             else:
                 return
         start = clock()
-        if not poll(0 if elsewhere.count else _NAP):
+        if not poll(0 if elsewhere.count or pressed.count else _NAP):
             await trio.lowlevel.wait_readable(fd)
         self._hot = clock() - start < _HOT
 

@@ -136,10 +136,14 @@ class Telling:
 
         `closed`: all that is known is that somebody has closed it who could write to it.
         """
+        if (folder.id, name) in self._stale:
+            return True
         try:
             assume(AGENT)
             status = stat_at(folder.fd, name)
-        except OSError:  # it has gone, or the folder is to be opened first
+        except FileNotFoundError:
+            return False  # of that it went others have told
+        except OSError:  # the folder is to be opened first
             self.name_changed(folder, name)
             return True
         tree = self._vault.tree
@@ -235,7 +239,7 @@ class Telling:
         wanted = {folder.id for folder in folders}
         known: KnownNodes = {}
         for index, node in enumerate(list(self._vault.tree.nodes())):
-            if index % 5000 == 4999:
+            if index % 1000 == 999:
                 await trio.lowlevel.checkpoint()
             parent = node.parent
             if parent is not None and parent.id in wanted and node.lookups > 0 and node.key > 0:

@@ -207,6 +207,7 @@ def serve(
     in_one_step: bool = False,
     foreign_events: bool = True,
     watches: int | None = None,
+    pending: int | None = None,
     remote_polls: int = 60,
     state: Path | None = None,
     limits: Mapping[str, object] | None = None,
@@ -215,7 +216,8 @@ def serve(
 
     With `inline_bytes` it keeps a journal in `state`, or beside the vault, and moves what is larger in the
     background. `in_one_step`: it may move by file handle. `limits`: as vault_process reads them.
-    `watches`: how many folders may be watched. `remote_polls`: OverlayOptions.remote_polls_per_minute.
+    `watches`: how many folders may be watched; `pending`: how many changes of a branch may wait.
+    `remote_polls`: OverlayOptions.remote_polls_per_minute.
     """
     if branches is None:
         branches = {name: place.branch(name) for name in BRANCHES}
@@ -223,8 +225,7 @@ def serve(
         os.chmod(scratch, 0o755)
         path, log = Path(scratch, "vault"), Path(scratch, "log")
         path.mkdir()
-        state = state or Path(scratch, "state")
-        state.mkdir(exist_ok=True)
+        (state := state or Path(scratch, "state")).mkdir(exist_ok=True)
         options = {
             "cache_seconds": cache_seconds,
             "folder_limit": folder_limit,
@@ -232,6 +233,7 @@ def serve(
             "in_one_step": in_one_step,
             "foreign_events": foreign_events,
             "watches": watches,
+            "pending": pending,
             "remote_polls": remote_polls,
             "limits": limits,
         }
@@ -254,8 +256,7 @@ def serve(
             clean = _end(process, path)
         said = log.read_text(encoding="utf-8", errors="replace")
         assert clean, f"the overlay did not end as told ({process.returncode}):\n{said}"
-        warnings = vault.new_warnings()
-        assert not warnings, f"while ending: {warnings}"
+        assert not (warnings := vault.new_warnings()), f"while ending: {warnings}"
 
 
 def _end(process: subprocess.Popen[bytes], path: Path) -> bool:

@@ -18,7 +18,7 @@ import trio
 from session_agent import model
 from session_agent.moves import copier_process, failpoint, strategy, workers
 from session_agent.moves.journal import Journal
-from session_agent.overlay import polling, recovering
+from session_agent.overlay import changes, polling, recovering
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
@@ -60,6 +60,8 @@ def main() -> None:
         assert not problems, problems
         assert overlay._vault is not None  # a limit that real sessions never reach, to be tested
         overlay._vault.tree._folder_limit = options["folder_limit"]
+        if options["pending"] is not None:
+            changes.Pending.LIMIT = options["pending"]
         if options["watches"] is not None:
             overlay._vault.foreign._allowance.left = options["watches"]
         overlay.recover()
