@@ -324,6 +324,32 @@ def test_a_burst(vault: Vault) -> None:
     shutil.rmtree(behind)
 
 
+def watches_of(pid: int) -> int:
+    """How many folders the process watches."""
+    found = 0
+    for instance in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            found += instance.read_text().count("inotify wd:")
+    return found
+
+
+def test_a_large_tree_does_not_delay_the_start(place: Storage) -> None:
+    """Only the vault's top and the branch are watched at first, and then what programs get to know."""
+    behind = place.branch("delta") / "large"
+    for number in range(2000):
+        (behind / f"{number % 50}/{number}").mkdir(parents=True)
+    with serve(place, {"delta": place.branch("delta")}) as vault:
+        assert watches_of(vault.pid) == 2
+        os.stat(vault.path / "delta/large/7/57")
+        assert watches_of(vault.pid) == 5
+        folders = sum(len(folders) for _, folders, _ in os.walk(vault.path / "delta"))
+        until(lambda: watches_of(vault.pid), 2 + folders)
+        with listening(vault.path / "delta/large/7/57") as listener:
+            (behind / "7/57/new").touch()
+            until(lambda: "CREATE new" in listener.events(), True)
+    shutil.rmtree(behind)
+
+
 def test_more_than_may_wait(place: Storage) -> None:
     """Of what is too much the folders are compared: nothing is missed in the end."""
     behind = place.branch("beta") / "too-much"
