@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from errno import ESTALE
 
@@ -95,9 +96,9 @@ async def flush(vault: Vault, handle_id: int) -> None:
     handle = vault.handles.file(handle_id)
     if handle.branch.remote and handle.writable:
         size = await handle.branch.call(handle.caller, calls.close_twin, handle.fd)
-        node = handle.node
-        if node.parent is not None and isinstance(node.parent.watch, Looked):
-            node.parent.watch.saved(node.name, size)
+        parent = handle.node.parent
+        if parent is not None and isinstance(parent.watch, Looked):
+            parent.watch.saved(handle.node.name, size)
 
 
 async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
@@ -117,4 +118,17 @@ async def release(vault: Vault, handle_id: int) -> None:
     handle = vault.handles.file(handle_id)
     await handle.settled()  # its descriptor may be about to be put on the file's new place
     vault.handles.remove(handle_id)
+    await _note_saved(handle)
     await handle.branch.release(handle.caller, handle.fd)
+
+
+async def _note_saved(handle: Handle) -> None:
+    """What was written is no news where folders are looked at, though the kernel may not ask for `flush`."""
+    node = handle.node
+    watch = None if node.parent is None else node.parent.watch
+    if handle.branch.remote and handle.writable and isinstance(watch, Looked):
+        if watch.knows_size(node.name):
+            return
+        with contextlib.suppress(OSError):
+            status = await handle.branch.call(handle.caller, os.fstat, handle.fd)
+            watch.saved(node.name, status.st_size)

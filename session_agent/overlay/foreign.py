@@ -66,6 +66,7 @@ class Foreign:
         self._remote_per_minute = 0
         self._mounted: Mounted | None = None
         self._nursery: trio.Nursery | None = None
+        self._looked_at = trio.Event()  # that there are folders that are looked at
         self.active = False
 
     def open(self, connection: int, remote_per_minute: int) -> None:
@@ -213,6 +214,7 @@ class Foreign:
             return
         if chain.looker is not None:
             chain.looker.add(folder)
+            self._looked_at.set()
 
     def watch_soon(self, folder: FolderNode) -> None:
         """As `watch`, where many come at once."""
@@ -270,9 +272,11 @@ class Foreign:
                 assume(AGENT)
 
         while True:
+            await self._looked_at.wait()  # an idle agent is not woken
             await trio.sleep(_ATTEND_SECONDS)
             lookers = [chain.looker for chain in self._chains.values() if chain.looker]
             if not any(lookers):
+                self._looked_at = trio.Event()
                 continue
             with elsewhere:
                 wanted = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)

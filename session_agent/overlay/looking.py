@@ -57,7 +57,7 @@ class Sight(NamedTuple):
 
 @dataclass(slots=True)
 class _Own:
-    """What the vault itself has done to a name. `size`: of what it has saved; None if that is not known.
+    """What the vault itself has done to a name. `size`: of what it has saved; None if not known as yet.
 
     `exists`: whether there is something after it; None: as it will be found.
     """
@@ -90,6 +90,11 @@ class Looked:
     def settled(self, name: bytes) -> None:
         """What is found at the name next is the vault's own doing."""
         self.own[name] = _Own(None, time.monotonic())
+
+    def knows_size(self, name: bytes) -> bool:
+        """Whether `saved` has been called for the file."""
+        own = self.own.get(name)
+        return own is not None and own.size is not None
 
     def saved(self, name: bytes, size: int) -> None:
         """The vault itself has written the file, so large."""
@@ -342,4 +347,8 @@ class Looker:
             return False
         if own.exists is not (sight is not None):
             return True
-        return sight is not None and own.size is not None and own.size != sight.size
+        if sight is None:
+            return False
+        if own.size is None:  # of a safe save: as large as it is found first
+            own.size = sight.size
+        return own.size != sight.size

@@ -111,6 +111,19 @@ def test_what_the_vault_does_is_no_news(places: tuple[Path, Path]) -> None:
         until(lambda: below.events()[-1], "DELETE renamed", PATIENCE)
 
 
+def test_a_safe_save_and_then_others(places: tuple[Path, Path]) -> None:
+    """What somebody else writes soon after the vault has saved the same file is news."""
+    shown, behind = places
+    with listening(shown) as listener:
+        (shown / "tmp").write_bytes(b"saved here")
+        os.rename(shown / "tmp", shown / "note")
+        time.sleep(2 * QUIET)
+        own = ["CREATE tmp", "MODIFY tmp", "CLOSE_WRITE,CLOSE tmp", "MOVED_FROM tmp"]
+        assert listener.events() == [*own, "MOVED_TO note"]
+        (behind / "note").write_bytes(b"and there, a moment later")
+        until(lambda: listener.events()[5:6], ["MODIFY note"], PATIENCE)
+
+
 def test_the_files_themselves_are_not_touched(places: tuple[Path, Path]) -> None:
     shown, behind = places
     with listening(shown) as listener:
