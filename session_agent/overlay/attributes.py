@@ -13,6 +13,7 @@ from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.model import MountState
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
+from session_agent.overlay.looking import saved
 from session_agent.overlay.tree import FolderNode, Node, version_of
 from session_agent.overlay.vault import Vault, error
 
@@ -105,6 +106,8 @@ async def set_attributes(
         if ours:
             branch.close_later(fd)
     node.announced = version_of(status)
+    if branch.remote and changes.size is not None:
+        saved(node, status.st_size)
     return status
 
 

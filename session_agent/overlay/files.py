@@ -12,7 +12,7 @@ from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
 from session_agent.overlay.handles import Handle
-from session_agent.overlay.looking import Looked
+from session_agent.overlay.looking import saved
 from session_agent.overlay.tree import Node, version_of
 from session_agent.overlay.vault import Vault, error
 
@@ -96,9 +96,7 @@ async def flush(vault: Vault, handle_id: int) -> None:
     handle = vault.handles.file(handle_id)
     if handle.branch.remote and handle.writable:
         size = await handle.branch.call(handle.caller, calls.close_twin, handle.fd)
-        parent = handle.node.parent
-        if parent is not None and isinstance(parent.watch, Looked):
-            parent.watch.saved(handle.node.name, size)
+        saved(handle.node, size)
 
 
 async def fsync(vault: Vault, handle_id: int, data_only: bool) -> None:
@@ -124,11 +122,7 @@ async def release(vault: Vault, handle_id: int) -> None:
 
 async def _note_saved(handle: Handle) -> None:
     """What was written is no news where folders are looked at, though the kernel may not ask for `flush`."""
-    node = handle.node
-    watch = None if node.parent is None else node.parent.watch
-    if handle.branch.remote and handle.writable and isinstance(watch, Looked):
-        if watch.knows_size(node.name):
-            return
+    if handle.branch.remote and handle.writable:
         with contextlib.suppress(OSError):
             status = await handle.branch.call(handle.caller, os.fstat, handle.fd)
-            watch.saved(node.name, status.st_size)
+            saved(handle.node, status.st_size)

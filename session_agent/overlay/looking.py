@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import os
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -22,13 +23,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from session_agent.fsutil.credentials import AGENT
 from session_agent.model import MountState
+from session_agent.overlay import calls
+from session_agent.overlay.changes import Pending
 from session_agent.overlay.inotify import DELETE, MOVED_FROM
-from session_agent.overlay.tree import FolderNode, Key
+from session_agent.overlay.tree import FolderNode, Key, Node
 
 if TYPE_CHECKING:
-    import os
-
     from session_agent.overlay.telling import Telling
     from session_agent.overlay.tree import Tree
 
@@ -40,8 +42,9 @@ _FIRST = 1.0  # seconds until a folder is looked at again in which something has
 _LONGEST_FRONT = 15.0  # and at most, if programs listen to it or have it open
 _LONGEST = 300.0  # and otherwise
 _SETTLE = 0.2  # seconds: by then is noted what the vault itself did, in threads, during a look
-_SILENCE = 2.0  # seconds until it is seen whether a branch is alive again
+_SILENCE = 2.0  # seconds until it is seen whether a branch is alive again, or less waits to be told
 _ECHO = 60.0  # seconds in which a file that the vault has saved may still get other times from its server
+_SLOWEST = 100_000  # bytes that are sent in a second at the least: what is large gets them later
 _FRONT_TURNS = 4  # of so many turns one goes to a folder behind
 
 
@@ -57,14 +60,27 @@ class Sight(NamedTuple):
 
 @dataclass(slots=True)
 class _Own:
-    """What the vault itself has done to a name. `size`: of what it has saved; None if not known as yet.
+    """What the vault itself has done to a name, and when. `size`: of what it has saved.
 
-    `exists`: whether there is something after it; None: as it will be found.
+    `exists`: whether there is something after it. None for both: as it will be found.
     """
 
+    at: float
     exists: bool | None
-    until: float
     size: int | None = None
+
+    def still_holds(self, sight: Sight | None, now: float) -> bool:
+        """Whether a file that was found now may still get other times for what the vault did before.
+
+        How large it is by then is learnt.
+        """
+        if sight is None or self.exists is False:
+            return False
+        if self.exists is None:
+            self.exists, self.at = True, now
+        if self.size is None:
+            self.size = sight.size
+        return self.size == sight.size and now <= self.at + _ECHO + self.size / _SLOWEST
 
 
 class Looked:
@@ -84,21 +100,21 @@ class Looked:
 
     def expect(self, name: bytes, event: int) -> None:
         """The vault itself has done this."""
-        exists = event not in (DELETE, MOVED_FROM)
-        self.own[name] = _Own(exists, time.monotonic() + _ECHO)
+        self.own[name] = _Own(time.monotonic(), event not in (DELETE, MOVED_FROM))
 
     def settled(self, name: bytes) -> None:
         """What is found at the name next is the vault's own doing."""
-        self.own[name] = _Own(None, time.monotonic())
-
-    def knows_size(self, name: bytes) -> bool:
-        """Whether `saved` has been called for the file."""
-        own = self.own.get(name)
-        return own is not None and own.size is not None
+        self.own[name] = _Own(time.monotonic(), None)
 
     def saved(self, name: bytes, size: int) -> None:
         """The vault itself has written the file, so large."""
-        self.own[name] = _Own(True, time.monotonic() + _ECHO, size)
+        self.own[name] = _Own(time.monotonic(), True, size)
+
+
+def saved(node: Node, size: int) -> None:
+    """The vault itself has written the file of a remote branch, so large."""
+    if node.parent is not None and isinstance(node.parent.watch, Looked):
+        node.parent.watch.saved(node.name, size)
 
 
 class Looker:
@@ -165,7 +181,9 @@ class Looker:
         looked = self._folders.get(folder)
         if looked is not None:
             looked.interval = _FIRST
-            self._queue(looked, min(looked.due, time.monotonic() + _FIRST))
+            due = time.monotonic() + _FIRST
+            if due < looked.due:
+                self._queue(looked, due)
 
     def put_in_front(self, wanted: Callable[[FolderNode], bool]) -> None:
         """Programs listen to these folders, or have them open."""
@@ -212,11 +230,16 @@ class Looker:
             elif (pause := max(self._free_at, looked.due) - now) > 0:
                 with trio.move_on_after(pause):
                     await self._work.wait()
-            elif self._branch.gone or self._branch.state is not MountState.ALIVE:
+            elif self._is_held_up():
                 await trio.sleep(_SILENCE)
             else:
                 self._turn += 1
                 await self._look(looked)
+
+    def _is_held_up(self) -> bool:
+        if self._branch.gone or self._branch.state is not MountState.ALIVE:
+            return True
+        return len(self._telling.pending) >= Pending.LIMIT
 
     async def _look(self, looked: Looked) -> None:
         folder = looked.folder
@@ -226,6 +249,7 @@ class Looker:
         looked.due = began + _LONGEST  # until it has been looked at
         try:
             found = await self._telling.look(folder)
+            await self._keep_what_lingers(looked, found)
         except OSError as failure:
             log.debug("a folder cannot be looked at: %s", failure.strerror)
             self._again(looked, changed=False)
@@ -233,10 +257,27 @@ class Looker:
         self._free_at += self._gap * (len(found) // _PAGE)
         if self._branch.remote:
             await trio.sleep(_SETTLE)
+        if self._folders.get(folder) is not looked:
+            return  # the kernel has forgotten it meanwhile, or it was moved
         self._compare(looked, found, began)
         if self._watch_instead(folder):
             self._telling.lose([folder], began_ns)  # what has happened since that look
             self._telling.begin()
+
+    async def _keep_what_lingers(self, looked: Looked, found: dict[bytes, os.stat_result]) -> None:
+        """Names that are listed no more, and can be looked up all the same, are gone when they cannot.
+
+        The kernel may remember a name of a drive for a second. Until then nobody could be told.
+        """
+        missing = [name for name in looked.seen or () if name not in found]
+        if missing and looked.folder.fd >= 0:
+            fd = os.dup(looked.folder.fd)
+            try:
+                statuses = await self._branch.call_slowly(AGENT, calls.stat_all, fd, missing)
+            finally:
+                self._branch.close_later(fd)
+            pairs = zip(missing, statuses, strict=True)
+            found.update((name, status) for name, status in pairs if status is not None)
 
     def _again(self, looked: Looked, *, changed: bool) -> None:
         longest = _LONGEST_FRONT if looked.front else _LONGEST
@@ -269,13 +310,15 @@ class Looker:
 
     def _compare(self, looked: Looked, found: Mapping[bytes, os.stat_result], began: float) -> None:
         """This was found by a look that began then."""
-        if self._folders.get(looked.folder) is not looked:
-            return
         before = looked.seen
         now = self._remember(looked, found)
-        changed = before is not None and self._tell(looked, before, now)
-        for name in [name for name, own in looked.own.items() if own.until < began]:
-            del looked.own[name]
+        changed = before is not None and self._tell(looked, before, now, began)
+        for name, own in list(looked.own.items()):
+            # In a local branch a file's times are right at once.
+            if own.at < began and not (
+                self._branch.remote and own.still_holds(now.get(name), began)
+            ):
+                del looked.own[name]
         self._telling.begin()
         self._again(looked, changed=changed)
 
@@ -290,7 +333,11 @@ class Looker:
         )
 
     def _tell(
-        self, looked: Looked, before: Mapping[bytes, Sight], now: Mapping[bytes, Sight]
+        self,
+        looked: Looked,
+        before: Mapping[bytes, Sight],
+        now: Mapping[bytes, Sight],
+        began: float,
     ) -> bool:
         """Tell the differences; False if there were none but the vault's own."""
         folder, pending = looked.folder, self._telling.pending
@@ -298,11 +345,11 @@ class Looker:
         told = False
         gone: dict[Key, bytes] = {}
         for name in different:
-            if name in before and name not in now and self._is_news(looked, name, None):
+            if name in before and name not in now and self._is_news(looked, name, None, began):
                 gone[before[name].key] = name
         for name in different:
             sight = now.get(name)
-            if sight is None or not self._is_news(looked, name, sight):
+            if sight is None or not self._is_news(looked, name, sight, began):
                 continue
             old = before.get(name)
             if old is not None and stat.S_IFMT(old.mode) == stat.S_IFMT(sight.mode):
@@ -332,7 +379,7 @@ class Looker:
             return False
         return True
 
-    def _is_news(self, looked: Looked, name: bytes, sight: Sight | None) -> bool:
+    def _is_news(self, looked: Looked, name: bytes, sight: Sight | None, began: float) -> bool:
         """Whether a difference is not the vault's own doing, nor hidden."""
         folder, telling = looked.folder, self._telling
         if telling.is_ours(folder, name) or telling.is_hidden(folder, name):
@@ -343,12 +390,9 @@ class Looker:
         own = looked.own.get(name)
         if own is None:
             return True
-        if own.exists is None:
-            return False
+        if own.exists is None or own.at >= began:
+            return False  # it may have been done since it was looked at
         if own.exists is not (sight is not None):
             return True
-        if sight is None:
-            return False
-        if own.size is None:  # of a safe save: as large as it is found first
-            own.size = sight.size
-        return own.size != sight.size
+        # Of a safe save, say, the size is not known: it is as it will be found.
+        return sight is not None and own.size is not None and own.size != sight.size
