@@ -7,18 +7,21 @@ answer may be old.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.cases import rename
-from tests.support.listening import listening, until
+from tests.support.held_calls import MAKE, REMOVE, RENAME
+from tests.support.listening import Listener, listening, until
 from tests.support.vault import Storage, Vault, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -255,3 +258,133 @@ def test_what_only_the_agent_has_looked_at_is_not_kept(place: Storage) -> None:
                 os.unlink(behind / f"{number}")
                 assert not (shown / f"{number}").exists()
         shutil.rmtree(behind)
+
+
+# What comes between the agent's last look and its call
+
+
+@dataclass
+class Held:
+    vault: Vault
+    shown: Path
+    behind: Path
+    listener: Listener
+
+    def heard(self, *names: str) -> list[str]:
+        """What was heard of these names: what was made, removed and renamed."""
+        kinds = ("CREATE", "DELETE", "MOVED_FROM", "MOVED_TO")
+        events = [event.replace(",ISDIR", "").split(" ", 1) for event in self.listener.events()]
+        return [f"{kind} {name}" for kind, name in events if kind in kinds and name in names]
+
+    @contextlib.contextmanager
+    def at(self, point: str, change: Callable[[], object]) -> Iterator[None]:
+        """The block is carried out while the announcement of the change is held there."""
+        with self.vault.held_at(point):
+            change()
+            until(partial(self.vault.has_reached, point), True)
+            yield
+        # What comes after it has been announced.
+        before = len(self.heard("after"))
+        (self.behind / "after").touch()
+        until(lambda: self.heard("after")[before:], ["CREATE after"])
+        os.unlink(self.behind / "after")
+        until(lambda: self.heard("after")[before:], ["CREATE after", "DELETE after"])
+
+
+@pytest.fixture(params=[20.0, 0.0], ids=["kept", "asked"])
+def held(place: Storage, request: pytest.FixtureRequest) -> Iterator[Held]:
+    """Where the kernel keeps a name, the call finds what it remembers; else it asks for it meanwhile."""
+    with serve(place, cache_seconds=request.param) as vault, vault.watched():
+        behind = vault.backing("delta") / "held"
+        behind.mkdir()
+        with listening(vault.path / "delta/held") as listener:
+            yield Held(vault, vault.path / "delta/held", behind, listener)
+        shutil.rmtree(behind)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("folder", [True, False])
+def test_made_anew_when_it_is_to_be_removed(held: Held, known: bool, folder: bool) -> None:
+    make: Callable[[Path], object] = os.mkdir if folder else new_file
+    remove: Callable[[Path], object] = os.rmdir if folder else os.unlink
+    make(held.behind / "x")
+    until(lambda: held.heard("x"), ["CREATE x"])
+    if known:
+        assert os.path.lexists(held.shown / "x")
+    with held.at(REMOVE, lambda: remove(held.behind / "x")):
+        make(held.shown / "x")
+    assert held.heard("x") == ["CREATE x", "CREATE x"]
+    assert kind_of(held.shown / "x") == kind_of(held.behind / "x")
+    remove(held.shown / "x")
+    until(lambda: held.heard("x"), ["CREATE x", "CREATE x", "DELETE x"])
+
+
+def test_something_else_when_it_is_to_be_removed(held: Held) -> None:
+    """It has another kind, and the kernel knows it by the name that is removed."""
+    new_file(held.behind / "x")
+    until(lambda: held.heard("x"), ["CREATE x"])
+    assert (held.shown / "x").read_bytes() == b"1"
+    with held.at(REMOVE, lambda: os.unlink(held.behind / "x")):
+        os.mkdir(held.behind / "x")
+        new_file(held.shown / "x/in")
+    assert held.heard("x")[-1:] == ["CREATE x"]
+    assert os.listdir(held.shown / "x") == ["in"]
+
+
+def test_the_old_name_taken_when_it_is_to_be_renamed(held: Held) -> None:
+    new_file(held.behind / "a")
+    until(lambda: held.heard("a"), ["CREATE a"])
+    assert (held.shown / "a").read_bytes() == b"1"
+    with held.at(RENAME, lambda: os.rename(held.behind / "a", held.behind / "b")):
+        (held.shown / "a").write_bytes(b"another")
+    assert "MOVED_FROM a" not in held.heard("a", "b")
+    assert held.heard("b") == ["CREATE b"]
+    assert (held.shown / "a").read_bytes() == b"another"
+    assert (held.shown / "b").read_bytes() == b"1"
+
+
+def test_gone_when_it_is_to_be_renamed(held: Held) -> None:
+    new_file(held.behind / "a")
+    until(lambda: held.heard("a"), ["CREATE a"])
+    with held.at(RENAME, lambda: os.rename(held.behind / "a", held.behind / "b")):
+        os.unlink(held.behind / "b")
+    assert "MOVED_TO b" not in held.heard("b")
+    assert os.listdir(held.shown) == []
+    assert not os.path.lexists(held.shown / "b")
+
+
+def test_gone_when_it_is_to_be_made(held: Held) -> None:
+    with held.at(MAKE, lambda: new_file(held.behind / "x")):
+        os.unlink(held.behind / "x")
+    assert "CREATE x" not in held.heard("x")
+    assert not os.path.lexists(held.shown / "x")
+
+
+def test_looked_up_when_it_is_to_be_made(held: Held) -> None:
+    with held.at(MAKE, lambda: new_file(held.behind / "x")):
+        assert (held.shown / "x").read_bytes() == b"1"
+    assert held.heard("x") == ["CREATE x"]
+    assert (held.shown / "x").read_bytes() == b"1"
+
+
+def test_removed_in_the_vault_when_it_is_to_be_made(held: Held) -> None:
+    with held.at(MAKE, lambda: new_file(held.behind / "x")):
+        os.unlink(held.shown / "x")
+    assert held.heard("x")[-1:] == ["DELETE x"]
+    assert not os.path.lexists(held.shown / "x")
+
+
+def test_the_name_beside_taken_when_a_safe_save_is_told(held: Held) -> None:
+    """The new file was written beside the old one; that name is another one's when it is to be told."""
+    new_file(held.behind / "note")
+    until(lambda: held.heard("note"), ["CREATE note"])
+
+    def save() -> None:
+        (held.behind / "beside").write_bytes(b"saved")
+        os.rename(held.behind / "beside", held.behind / "note")
+
+    with held.at(MAKE, save):
+        (held.shown / "beside").write_bytes(b"mine")
+    assert held.heard("beside") == ["CREATE beside"]
+    assert (held.shown / "beside").read_bytes() == b"mine"
+    assert (held.shown / "note").read_bytes() == b"saved"

@@ -18,11 +18,12 @@ import trio
 from session_agent import model
 from session_agent.moves import copier_process, failpoint, strategy, workers
 from session_agent.moves.journal import Journal
-from session_agent.overlay import changes, polling, recovering
+from session_agent.overlay import announcing, changes, polling, recovering
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
 from session_agent.policy.limit import Limit
+from tests.support.held_calls import HeldCalls
 
 USER = model.SessionUser("root", 0, 0, (), "/root")
 
@@ -42,6 +43,7 @@ def main() -> None:
         moves = replace(moves, inline_bytes=options["inline_bytes"])
         journal = _journal(state)
         failpoint.hook = partial(_hold, state)
+    announcing.os = HeldCalls(partial(_hold, state))  # type: ignore[assignment, attr-defined]
     recovering.AGAIN_SECONDS = 0.1  # not a minute
     served = OverlayOptions(
         foreign_events=options["foreign_events"],
