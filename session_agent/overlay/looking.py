@@ -57,12 +57,16 @@ class Sight(NamedTuple):
     modified: int
     changed: int
 
+    def is_renamed(self, other: Sight) -> bool:
+        """Whether one with the same key is the same file, and not a new one that got its number."""
+        return (self.size, self.modified) == (other.size, other.modified)
+
 
 @dataclass(slots=True)
 class _Own:
     """What the vault itself has done to a name, and when. `size`: of what it has saved.
 
-    `exists`: whether there is something after it. None for both: as it will be found.
+    `exists`: whether there is something after it. None: as it will be found.
     """
 
     at: float
@@ -314,10 +318,8 @@ class Looker:
         now = self._remember(looked, found)
         changed = before is not None and self._tell(looked, before, now, began)
         for name, own in list(looked.own.items()):
-            # In a local branch a file's times are right at once.
-            if own.at < began and not (
-                self._branch.remote and own.still_holds(now.get(name), began)
-            ):
+            old = own.at < began
+            if old and not (self._branch.remote and own.still_holds(now.get(name), began)):
                 del looked.own[name]
         self._telling.begin()
         self._again(looked, changed=changed)
@@ -343,10 +345,9 @@ class Looker:
         folder, pending = looked.folder, self._telling.pending
         different = [name for name in {*before, *now} if before.get(name) != now.get(name)]
         told = False
-        gone: dict[Key, bytes] = {}
-        for name in different:
-            if name in before and name not in now and self._is_news(looked, name, None, began):
-                gone[before[name].key] = name
+        gone = [name for name in different if name not in now]
+        gone = [name for name in gone if self._is_news(looked, name, None, began)]
+        sources = {before[name].key: name for name in gone}
         for name in different:
             sight = now.get(name)
             if sight is None or not self._is_news(looked, name, sight, began):
@@ -356,15 +357,16 @@ class Looker:
                 told |= self._modified(folder, name, old, sight)
                 continue
             told = True
-            source = gone.pop(sight.key, None)
+            source = sources.pop(sight.key, None)
             if old is not None:
                 pending.removed(folder, name, stat.S_ISDIR(old.mode))
-            if source is not None and before[source].size == sight.size:
+            if source is not None and before[source].is_renamed(sight):
+                gone.remove(source)
                 pending.renamed((folder, source), folder, name)
             else:
                 pending.made(folder, name)
                 pending.closed(folder, name)
-        for name in gone.values():
+        for name in gone:
             pending.removed(folder, name, stat.S_ISDIR(before[name].mode))
         return told or bool(gone)
 
