@@ -22,7 +22,7 @@ import pytest
 from tests.support.cases import rename
 from tests.support.held_calls import MAKE, REMOVE, RENAME
 from tests.support.listening import Listener, listening, until
-from tests.support.vault import Storage, Vault, outcome, serve
+from tests.support.vault import Storage, Vault, drop_caches, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -388,3 +388,50 @@ def test_the_name_beside_taken_when_a_safe_save_is_told(held: Held) -> None:
     assert held.heard("beside") == ["CREATE beside"]
     assert (held.shown / "beside").read_bytes() == b"mine"
     assert (held.shown / "note").read_bytes() == b"saved"
+
+
+def test_a_file_that_became_a_folder_and_went(held: Held) -> None:
+    """The kernel knows the file; what is told to be gone is a folder."""
+    new_file(held.behind / "x")
+    until(lambda: held.heard("x"), ["CREATE x"])
+    assert (held.shown / "x").read_bytes() == b"1"
+    os.unlink(held.behind / "x")
+    os.mkdir(held.behind / "x")
+    os.rmdir(held.behind / "x")
+    until(lambda: held.heard("x")[-1:], ["DELETE x"])
+    assert not os.path.lexists(held.shown / "x")
+
+
+def test_a_folder_moved_to_where_nobody_looks(held: Held) -> None:
+    """It is told to be gone, and goes on to be a folder like any other at its new place."""
+    (held.behind / "deep/er").mkdir(parents=True)
+    os.mkdir(held.behind / "x")
+    until(lambda: held.heard("x"), ["CREATE x"])
+    fd = os.open(held.shown / "x", os.O_RDONLY | os.O_DIRECTORY)
+    os.rename(held.behind / "x", held.behind / "deep/er/x")
+    until(lambda: held.heard("x"), ["CREATE x", "DELETE x"])
+    new_file(held.shown / "deep/er/x/new")
+    assert os.listdir(fd) == ["new"]
+    os.close(fd)
+
+
+def test_looked_up_before_its_rename_is_told(held: Held) -> None:
+    """The kernel knows it by the new name already, where it must not be taken for what was there before."""
+    new_file(held.behind / "0")
+    until(lambda: held.heard("0"), ["CREATE 0"])
+    assert (held.shown / "0").read_bytes() == b"1"
+    for number in range(10):
+        old, new = f"{number}", f"{number + 1}"
+        os.rename(held.behind / old, held.behind / new)
+        assert (held.shown / new).read_bytes() == b"1"
+        until(partial(held.heard, new), [f"MOVED_TO {new}"])
+
+
+def test_forgotten_when_it_is_to_be_removed(held: Held) -> None:
+    new_file(held.behind / "x")
+    until(lambda: held.heard("x"), ["CREATE x"])
+    assert (held.shown / "x").read_bytes() == b"1"
+    with held.at(REMOVE, lambda: os.unlink(held.behind / "x")):
+        assert drop_caches()
+    assert held.heard("x") == ["CREATE x", "DELETE x"]
+    assert not os.path.lexists(held.shown / "x")
