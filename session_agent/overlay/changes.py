@@ -135,6 +135,7 @@ class Pending:
         else:
             change.contents, change.attributes = earlier.contents, earlier.attributes
             change.closed = earlier.closed
-        if earlier.removed:
+        if earlier.removed or (earlier.source is not None and source != change.source):
+            # Also what the first of two renames has replaced, if anything was there.
             gone = self._at(*source)
             gone.removed, gone.was_folder = True, earlier.was_folder

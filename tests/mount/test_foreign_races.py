@@ -233,6 +233,24 @@ def test_made_behind_replaced_in_the_vault_removed_behind(place: Storage) -> Non
         shutil.rmtree(behind)
 
 
+def test_renamed_over_another_one_and_on(place: Storage) -> None:
+    """Told as one rename; what was replaced in between is gone as well."""
+    with serve(place) as vault:
+        behind, shown = vault.backing("delta") / "word", vault.path / "delta/word"
+        behind.mkdir()
+        for _ in range(5):
+            for name in ("a", "b"):
+                new_file(behind / name)
+                until((shown / name).exists, True)
+            with listening(shown) as listener:
+                os.rename(behind / "a", behind / "b")
+                os.rename(behind / "b", behind / "c")
+                until(lambda: "DELETE b" in listener.events(), True)
+                until(lambda: "MOVED_TO c" in listener.events(), True)
+            os.unlink(behind / "c")
+        shutil.rmtree(behind)
+
+
 def test_renamed_behind_removed_in_the_vault(place: Storage) -> None:
     with serve(place) as vault:
         behind, shown = vault.backing("delta") / "word", vault.path / "delta/word"
