@@ -40,9 +40,9 @@ async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> t
         node.announced = version
     keep = node.cached_version == version
     node.cached_version = version
-    if node.told is None or node.told[1] != status.st_size:
+    if node.told != hash((status.st_mtime_ns, status.st_size)):
         # Else the kernel would end the new contents where the old ones did.
-        node.told = (status.st_mtime_ns, status.st_size)
+        node.told = hash((status.st_mtime_ns, status.st_size))
         pyfuse3.invalidate_inode(pyfuse3.InodeT(node_id), attr_only=True)
     return vault.handles.add(Handle(fd, flags & ~_EXECUTE, node, caller, node.branch)), keep
 

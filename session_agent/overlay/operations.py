@@ -82,7 +82,7 @@ class VaultOperations(pyfuse3.Operations):
         out.st_atime_ns = status.st_atime_ns
         out.st_mtime_ns = status.st_mtime_ns
         out.st_ctime_ns = status.st_ctime_ns
-        node.told = (status.st_mtime_ns, status.st_size)
+        node.told = hash((status.st_mtime_ns, status.st_size))
         return out
 
     def _told(self, entry: Entry) -> EntryAttributes:

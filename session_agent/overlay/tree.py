@@ -77,7 +77,7 @@ class Node:
         self.handles: list[Handle] | None = None  # open handles, None for none
         # (mtime, ctime, size) that the kernel's cached pages belong to; None: unknown
         self.cached_version: Version | None = None
-        self.told: tuple[int, int] | None = None  # (mtime, size) that the kernel was told last
+        self.told: int | None = None  # hash of (mtime, size) that the kernel was told last
         # The version up to which programs have been told of changes by events; None: unknown
         self.announced: Version | None = None
 
@@ -89,8 +89,8 @@ class Node:
         """Whether what is at another name now can be the node's: it looks as if renamed behind the vault."""
         if self.format == stat.S_IFDIR or self.told is None or self.is_alive(status):
             return True
-        seen = (self.told, self.told if self.announced is None else self.announced[::2])
-        return (status.st_mtime_ns, status.st_size) in seen
+        seen = (self.told, self.told if self.announced is None else hash(self.announced[::2]))
+        return hash((status.st_mtime_ns, status.st_size)) in seen
 
     @property
     def branch(self) -> OpenBranch:
