@@ -1,51 +1,47 @@
 """Making the kernel tell programs of a foreign change, as if it had been made in the vault.
 
-The kernel emits inotify events for system calls. So the agent makes, in a thread, the system call that the
-change would have been: mknod, mkdir, symlink, unlink, rmdir, rename, utimensat, open and close. The requests
-come back to its own handlers, which know the thread by its id (the kernel gives it with each request, nobody
-can forge it) and the call by what is being announced (see expected). They touch no backing file: a creation
-is answered with the file that is there, and the rest with success. Whatever else such a thread asked to
-change would be refused.
+The kernel emits inotify events for system calls. So the herald (see heralding), another process, makes the
+system call that the change would have been: mknod, mkdir, symlink, unlink, rmdir, rename, utimensat, open and
+close. The requests come to the vault's handlers, which know the caller and the call by what is being
+announced (see expected). They touch no backing file: a creation is answered with the file that is there, and
+the rest with success. Whatever else the herald asked to change would be refused.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import stat
-import threading
 from dataclasses import dataclass
-from errno import EPERM
+from errno import ECONNRESET
 from typing import TYPE_CHECKING
 
-import pyfuse3
+import msgspec
 import trio
 
-from session_agent.fsutil.at import FOLDER
-from session_agent.fsutil.credentials import AGENT, assume
-from session_agent.fsutil.syscalls import touch_at
 from session_agent.mounts import mountinfo
 from session_agent.overlay.changes import Changed, Unclosed
-from session_agent.overlay.expected import Expected, KnownNodes, Seen, Step
+from session_agent.overlay.expected import Expected, KnownNodes
+from session_agent.overlay.heralding import (
+    MESSAGE_LIMIT,
+    MOST_BRANCHES,
+    Answer,
+    Begin,
+    Refresh,
+    Request,
+    Started,
+    Tell,
+    Told,
+    Work,
+)
 from session_agent.overlay.tree import FolderNode, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Vault
 
-# Not waiting, should it have become a pipe meanwhile.
-_TO_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A change, as plain values for the thread: paths in the vault, status and number of what is there."""
-
-    change: Changed
-    path: list[bytes]
-    source_path: list[bytes]
-    status: os.stat_result | None
-    was_known: bool
-    node_id: int
+_ROOM = MESSAGE_LIMIT // 4  # bytes of a message that may be taken by names
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,99 +61,130 @@ def find(mountpoint: str) -> Mounted | None:
     return Mounted(mountpoint, os.makedev(int(major), int(minor)))
 
 
-class _Folders:
-    """Folders of the vault that are open in an announcing thread, by the names that lead to them."""
-
-    def __init__(self, mounted: Mounted) -> None:
-        self._mounted = mounted
-        self._open: dict[tuple[bytes, ...], int] = {}
-
-    def open(self, path: list[bytes]) -> int:
-        """The folder, which stays open. EPERM if the way there leaves the vault."""
-        fd = self._open.get(tuple(path), -1)
-        if fd >= 0:
-            return fd
-        fd = os.open(self._mounted.path, FOLDER)
-        try:
-            for name in path:
-                below = os.open(name, FOLDER, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            if os.fstat(fd).st_dev != self._mounted.device:
-                raise OSError(EPERM, os.strerror(EPERM))
-        except OSError:
-            os.close(fd)
-            raise
-        self._open[tuple(path)] = fd
-        return fd
-
-    def close(self) -> None:
-        """Close them all."""
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
-
-
 HANDLE = 0
-"""The number of the announcing threads' open files. No other has it, and there is no file behind it."""
+"""The number of the herald's open files. No other has it, and there is no file behind it."""
+
+
+class Herald:
+    """The herald, as the process sees it that serves the vault.
+
+    `expected`: the requests that are expected of its threads, by their ids.
+    """
+
+    def __init__(self, started: Started, expected: dict[int, Expected]) -> None:
+        self._connection = trio.socket.from_stdlib_socket(started.connection)
+        self.steps = memoryview(started.steps).cast("I")
+        self.expected = expected
+        self._answers: dict[int, int] = {}
+        self._waiting: dict[int, trio.Event] = {}
+        self.gone = trio.Event()
+
+    async def run(self) -> None:
+        """Take its answers, until it is gone."""
+        decoder = msgspec.msgpack.Decoder(Answer)
+        while data := await self._hear():
+            answer = decoder.decode(data)
+            self._answers[answer.branch] = answer.count
+            self._waiting[answer.branch].set()
+        log.error("the process that announces foreign changes is gone: there are no more events")
+        self.expected.clear()
+        self.gone.set()
+        for event in self._waiting.values():
+            event.set()
+
+    async def _hear(self) -> bytes:
+        try:
+            return await self._connection.recv(MESSAGE_LIMIT)
+        except OSError:
+            return b""
+
+    async def ask(self, branch: int, work: Work) -> int:
+        """Have work done for a branch, one at a time for each; its answer. OSError if it is gone."""
+        if self.gone.is_set():
+            raise OSError(ECONNRESET, os.strerror(ECONNRESET))
+        done = self._waiting[branch] = trio.Event()
+        self._answers.pop(branch, None)
+        await self._connection.send(msgspec.msgpack.encode(Request(branch, work)))
+        await done.wait()
+        if self.gone.is_set():
+            raise OSError(ECONNRESET, os.strerror(ECONNRESET))
+        return self._answers[branch]
 
 
 class Announcer:
-    """Announces the changes in one branch, one after the other.
-
-    `at_work`: what is expected of the announcing threads, by their ids, while they are at work.
-    """
+    """Announces the changes in one branch, one after the other. OSError once the herald is gone."""
 
     def __init__(
-        self, vault: Vault, mounted: Mounted, at_work: dict[int, Expected], unclosed: Unclosed
+        self, vault: Vault, mounted: Mounted, herald: Herald, branch: int, unclosed: Unclosed
     ) -> None:
         self._vault = vault
         self._mounted = mounted
-        self._at_work = at_work
-        self.expected = Expected(vault)
+        self._herald = herald
+        self._branch = branch
         self._unclosed = unclosed
+        self._expected = Expected(vault, herald.steps, branch)
+        self._begun = False
+
+    async def _ask(self, work: Work) -> int:
+        if not self._begun:
+            if self._branch >= MOST_BRANCHES:
+                raise OSError(ECONNRESET, "too many branches")
+            begin = Begin(os.fsencode(self._mounted.path), self._mounted.device)
+            thread = await self._herald.ask(self._branch, begin)
+            self._herald.expected[thread] = self._expected
+            self._begun = True
+        return await self._herald.ask(self._branch, work)
+
+    async def refresh(self, places: list[tuple[FolderNode, bytes]]) -> None:
+        """Have the kernel look these names up anew, whatever it remembers of them."""
+        names: list[tuple[list[bytes], bytes]] = []
+        room = _ROOM
+        for folder, name in places:
+            names.append((path := _path(folder), name))
+            room -= _size(path) + len(name)
+            if room < 0:
+                await self._ask(Refresh(names))
+                names, room = [], _ROOM
+        if names:
+            await self._ask(Refresh(names))
 
     async def announce(self, changes: list[Changed], old: KnownNodes) -> int:
         """Announce the changes. Answers how many of them programs could hear of.
 
         `old`: what the kernel knew in their folders, by name.
         """
-        self.expected.old = old
-        tasks = []
+        self._expected.old = old
+        count, room = 0, _ROOM
+        told: list[Told] = []
+        of: list[Changed] = []
         for change in changes:
-            task = await self._task(change)
-            if task is not None:
-                tasks.append(task)
-            if len(tasks) % 8 == 7:
+            one = await self._told(change)
+            if one is None:
+                continue
+            told.append(one)
+            of.append(change)
+            room -= _size(one.path) + _size(one.source_path)
+            if room < 0:
+                count += await self._tell(told, of)
+                told, of, room = [], [], _ROOM
+            if len(of) % 8 == 7:
                 await trio.lowlevel.checkpoint()  # requests of programs get their turn
-        if not tasks:
+        return count + await self._tell(told, of)
+
+    async def _tell(self, told: list[Told], changes: list[Changed]) -> int:
+        if not told:
             return 0
+        self._expected.begin(changes)
+        count = await self._ask(Tell(told))
+        for one in told:
+            if one.node_id:
+                self._vault.tree.forget(one.node_id, 0)  # unless the kernel was told of it
+        return count
 
-        def in_thread() -> int:
-            assume(AGENT)
-            thread = threading.get_native_id()
-            self._at_work[thread] = self.expected
-            folders = _Folders(self._mounted)
-            try:
-                return sum(self._one(task, folders) for task in tasks)
-            finally:
-                # Not kept open: whoever wants to unmount the vault would find it in use.
-                folders.close()
-                del self._at_work[thread]
-                self.expected.step = None
-
-        told = 0
-        with contextlib.suppress(OSError):  # it has been unmounted
-            told = await trio.to_thread.run_sync(in_thread, abandon_on_cancel=True)
-        for task in tasks:
-            if task.node_id:
-                self._vault.tree.forget(task.node_id, 0)  # unless the kernel was told of it
-        return told
-
-    async def _task(self, change: Changed) -> _Task | None:
+    async def _told(self, change: Changed) -> Told | None:
         """None if programs have been told already: of what the vault did itself, or a moment ago."""
-        status = await self.expected.status(change.folder, change.name)
-        if change.source is not None and await self.expected.status(*change.source) is not None:
+        status = await self._expected.status(change.folder, change.name)
+        if change.source is not None and await self._expected.status(*change.source) is not None:
             # That name is another file's by now, and must not be lost to those who look for it.
             change.source, change.made, change.removed = None, True, True
         node_id = 0
@@ -169,8 +196,26 @@ class Announcer:
         if not (change.removed or change.replaced or (modified and status is not None)):
             return None
         source = change.folder if change.source is None else change.source[0]
-        known = (change.folder.id, change.name) in self.expected.old
-        return _Task(change, _path(change.folder), _path(source), status, known, node_id)
+        known = (change.folder.id, change.name) in self._expected.old
+        return Told(
+            path=_path(change.folder),
+            name=change.name,
+            source_path=_path(source),
+            source_name=b"" if change.source is None else change.source[1],
+            mode=0 if status is None else status.st_mode,
+            device=0 if status is None else status.st_rdev,
+            node_id=node_id,
+            was_known=known,
+            removed=change.removed,
+            was_folder=change.was_folder,
+            renamed=change.source is not None,
+            source_made=change.source_made,
+            source_closed=change.source_closed,
+            made=change.made,
+            contents=change.contents,
+            attributes=change.attributes,
+            closed=change.closed,
+        )
 
     def _note_closed(self, change: Changed, status: os.stat_result) -> None:
         """Leave out what is no news: the vault's own writing, and that its files are closed."""
@@ -187,119 +232,9 @@ class Announcer:
         elif regular and (change.contents or change.made):
             self._unclosed.add(key)
 
-    # In the thread
 
-    def _one(self, task: _Task, folders: _Folders) -> bool:
-        self.expected.step = None  # while the folders are opened
-        with contextlib.suppress(OSError):  # things have moved on; other events tell how
-            return self._steps(task, folders)
-        return False
-
-    def _steps(self, task: _Task, folders: _Folders) -> bool:
-        change, status = task.change, task.status
-        folder, source = folders.open(task.path), folders.open(task.source_path)
-        if change.removed and (status is None or (task.was_known and change.replaced)):
-            self._remove(task, folder)
-        if status is None:
-            return change.removed
-        if change.removed and not (change.replaced or change.contents or change.attributes):
-            return False
-        held = -1
-        if change.source is not None:
-            held = self._rename(task, folder, source)
-        elif change.made:
-            held = self._make(change, change.folder, change.name, folder, status, change.closed)
-        self._modify(change, folder, held)
-        return True
-
-    def _modify(self, change: Changed, folder: int, held: int) -> None:
-        """`held`: a descriptor of the file in the vault, -1 for none. It is closed."""
-        try:
-            if change.closed and held < 0:
-                self.expected.step = Step("open", change)
-                with contextlib.suppress(OSError):  # it is being executed, or has become a pipe
-                    held = os.open(change.name, _TO_WRITE, dir_fd=folder)
-            if change.contents or change.attributes:
-                self.expected.step = Step("touch", change)
-                if held >= 0:
-                    touch_at(held, None, modified=change.contents)
-                else:
-                    touch_at(folder, change.name, modified=change.contents)
-        finally:
-            if held >= 0:
-                os.close(held)
-
-    def _remove(self, task: _Task, folder: int) -> None:
-        change = task.change
-        if task.status is not None or change.was_folder or not task.was_known:
-            _invalidate(change.folder, change.name)  # another file's by now, or a folder elsewhere
-        self.expected.step = Step("remove", change, {(change.folder.id, change.name): Seen.GONE})
-        with contextlib.suppress(OSError):
-            if change.was_folder:
-                os.rmdir(change.name, dir_fd=folder)
-            else:
-                os.unlink(change.name, dir_fd=folder)
-
-    def _make(
-        self,
-        change: Changed,
-        parent: FolderNode,
-        name: bytes,
-        folder: int,
-        status: os.stat_result,
-        closed: bool,
-    ) -> int:
-        """Answers a descriptor of the new file if it is to be `closed`, else -1."""
-        self.expected.step = Step("make", change, {(parent.id, name): Seen.ABSENT})
-        try:
-            return _make(folder, name, status, closed)
-        except FileExistsError:  # a program has looked it up already
-            _invalidate(parent, name)
-            return _make(folder, name, status, closed)
-
-    def _rename(self, task: _Task, folder: int, source: int) -> int:
-        """Answers as `_make`."""
-        change = task.change
-        assert change.source is not None
-        assert task.status is not None
-        parent, name = change.source
-        if change.source_made:
-            made = self._make(change, parent, name, source, task.status, change.source_closed)
-            if made >= 0:
-                os.close(made)
-        _invalidate(change.folder, change.name)
-        seen = {
-            (parent.id, name): Seen.THERE,
-            (change.folder.id, change.name): Seen.GONE_IF_KNOWN,
-        }
-        self.expected.step = Step("rename", change, seen)
-        try:
-            found = os.stat(name, dir_fd=source, follow_symlinks=False)
-            if found.st_ino != task.node_id:
-                raise FileNotFoundError
-            os.rename(name, change.name, src_dir_fd=source, dst_dir_fd=folder)
-        except FileNotFoundError:  # the old name is another file's by now: it must not be lost
-            place = (change.folder, change.name, folder)
-            return self._make(change, *place, task.status, change.closed)
-        return -1
-
-
-def _make(folder: int, name: bytes, status: os.stat_result, closed: bool) -> int:
-    kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFDIR:
-        os.mkdir(name, dir_fd=folder)
-    elif kind == stat.S_IFLNK:
-        os.symlink(b"-", name, dir_fd=folder)
-    elif kind == stat.S_IFREG and closed:
-        return os.open(name, _TO_WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
-    else:
-        os.mknod(name, kind | 0o600, status.st_rdev, dir_fd=folder)
-    return -1
-
-
-def _invalidate(folder: FolderNode, name: bytes) -> None:
-    with contextlib.suppress(OSError):  # the kernel does not know it
-        pyfuse3.invalidate_entry(pyfuse3.InodeT(folder.id), pyfuse3.FileNameT(name))
+def _size(path: list[bytes]) -> int:
+    return sum(map(len, path)) + 256
 
 
 def _path(folder: FolderNode) -> list[bytes]:

@@ -1,6 +1,7 @@
-"""What the kernel is to find, and to be answered, during the calls that an announcing thread makes.
+"""What the kernel is to find, and to be answered, during the calls that the herald makes (see heralding).
 
-The requests arrive in the trio thread while the thread is within its call (see announcing).
+The requests arrive while one of its threads is within its call. That thread is known by its id, which the
+kernel gives with each request and nobody can forge; the call, by the number in the memory that both share.
 """
 
 from __future__ import annotations
@@ -10,13 +11,22 @@ import stat
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from errno import ENOENT, EPERM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyfuse3
 
 from session_agent.fsutil.at import stat_at
 from session_agent.fsutil.credentials import AGENT
 from session_agent.overlay.changes import Changed
+from session_agent.overlay.heralding import (
+    MAKE,
+    MAKE_SOURCE,
+    OPEN,
+    REMOVE,
+    RENAME,
+    TOUCH,
+    VERB_BITS,
+)
 from session_agent.overlay.tree import FolderNode, Node, version_of
 
 if TYPE_CHECKING:
@@ -37,7 +47,7 @@ class Seen(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A system call of the thread: the request it is to end in, and what its lookups are to find."""
+    """A system call of the thread: the request that it is to end in, and what its lookups are to find."""
 
     verb: str
     change: Changed
@@ -47,16 +57,50 @@ class Step:
     )  # gone, and looked up as if it were there
 
 
-class Expected:
-    """The requests that are expected of one announcing thread.
+_VERBS = {
+    REMOVE: "remove",
+    MAKE: "make",
+    MAKE_SOURCE: "make",
+    RENAME: "rename",
+    TOUCH: "touch",
+    OPEN: "open",
+}
 
-    `step`: its call; None between two. `old`: what the kernel knew in the folders of the changes.
+
+class Expected:
+    """The requests that are expected of one of the herald's threads.
+
+    `steps`: the memory that is shared with it; the thread's number is at `index`.
     """
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(self, vault: Vault, steps: memoryview[int], index: int) -> None:
         self._vault = vault
-        self.step: Step | None = None
+        self._numbers = steps
+        self._index = index
+        self._changes: list[Changed] = []
+        self._steps: dict[int, Step] = {}
         self.old: KnownNodes = {}
+
+    def begin(self, changes: list[Changed]) -> None:
+        """The thread is about to be given these."""
+        self._changes = changes
+        self._steps.clear()
+
+    @property
+    def step(self) -> Step | None:
+        """The call that the thread is in, if it is one that tells of a change."""
+        number = self._numbers[self._index]
+        verb = _VERBS.get(number & (1 << VERB_BITS) - 1)
+        if verb is None or number >> VERB_BITS >= len(self._changes):
+            return None
+        step = self._steps.get(number)
+        if step is None:
+            change = self._changes[number >> VERB_BITS]
+            place = change.folder.id, change.name
+            source = None if change.source is None else (change.source[0].id, change.source[1])
+            seen = _seen(number & (1 << VERB_BITS) - 1, place, source)
+            self._steps[number] = step = Step(verb, change, seen)
+        return step
 
     async def status(self, folder: FolderNode, name: bytes) -> os.stat_result | None:
         """The status of what lies there; None if nothing does."""
@@ -153,6 +197,21 @@ class Expected:
         node = self._vault.tree.found(change.folder, change.name, status)
         node.announced = version_of(status)
         return node, status
+
+
+_Place: TypeAlias = tuple[int, bytes]
+
+
+def _seen(verb: int, place: _Place, source: _Place | None) -> dict[_Place, Seen]:
+    if verb == REMOVE:
+        return {place: Seen.GONE}
+    if verb == MAKE:
+        return {place: Seen.ABSENT}
+    if verb == MAKE_SOURCE and source is not None:
+        return {source: Seen.ABSENT}
+    if verb == RENAME and source is not None:
+        return {source: Seen.THERE, place: Seen.GONE_IF_KNOWN}
+    return {}
 
 
 def _error(number: int) -> OSError:

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 import trio
 
 from session_agent.fsutil.credentials import AGENT, Caller, assume
-from session_agent.overlay.announcing import Announcer, Mounted, find
+from session_agent.overlay.announcing import Announcer, Herald, Mounted, find
 from session_agent.overlay.expected import Expected
-from session_agent.overlay.expiry import Expiry
+from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.hearing import Hearing
+from session_agent.overlay.heralding import Started
 from session_agent.overlay.inotify import Allowance, Queue
 from session_agent.overlay.listeners import listened
 from session_agent.overlay.looking import LOCAL_PER_MINUTE, Looked, Looker
 from session_agent.overlay.polling import elsewhere
-from session_agent.overlay.telling import ForeignCounts, Telling
+from session_agent.overlay.telling import ForeignCounts, Stale, Telling
 from session_agent.overlay.tree import FolderNode, Node
 
 if TYPE_CHECKING:
@@ -52,14 +53,17 @@ class _Chain:
 class Foreign:
     """Hears of foreign changes and has them announced. Only the trio thread touches it.
 
-    `expected`: what is expected of the announcing threads that are at work, by their ids.
+    `expected`: the requests that are expected of the herald's threads, by their ids.
     """
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self.counts = ForeignCounts()
         self.expiry = Expiry()
+        self.absent = Absent()
         self.expected: dict[int, Expected] = {}
+        self._started: Started | None = None
+        self._herald: Herald | None = None
         self._chains: dict[OpenBranch, _Chain] = {}
         self._claims: Counter[tuple[FolderNode, bytes]] = Counter()
         self._allowance = Allowance()
@@ -69,12 +73,13 @@ class Foreign:
         self._looked_at = trio.Event()  # that there are folders that are looked at
         self.active = False
 
-    def open(self, connection: int, remote_per_minute: int) -> None:
+    def open(self, connection: int, herald: Started, remote_per_minute: int) -> None:
         """Before the vault is served over the `connection`.
 
         `remote_per_minute`: how many folders of each remote branch may be looked at in a minute; 0 for none.
         """
         self.expiry.connection = connection
+        self._started = herald
         self._remote_per_minute = remote_per_minute
         self.active = True
         self._vault.tree.on_leave = self.leave
@@ -85,7 +90,8 @@ class Foreign:
             self.watch(folder)
 
     def _chain(self, branch: OpenBranch) -> None:
-        telling = Telling(self._vault, branch, self.counts, self.expiry, self._is_ours)
+        run_out = (self.expiry, self.absent)
+        telling = Telling(self._vault, branch, self.counts, *run_out, self._is_ours)
         hearing = looker = None
         tree = self._vault.tree
         if not branch.remote and branch.fd >= 0:
@@ -105,11 +111,12 @@ class Foreign:
     def _start(self, chain: _Chain) -> None:
         assert self._nursery is not None
         assert self._mounted is not None
+        assert self._herald is not None
         start = self._nursery.start_soon
-        unclosed = chain.telling.unclosed
-        announcer = Announcer(self._vault, self._mounted, self.expected, unclosed)
-        start(chain.telling.tell, announcer, self.watch)
-        start(chain.telling.expire)
+        telling = chain.telling
+        told = (self._herald, telling.branch.index, telling.unclosed)
+        announcer = Announcer(self._vault, self._mounted, *told)
+        start(telling.tell, announcer, self.watch)
         if chain.hearing is not None:
             start(chain.hearing.listen)
         if chain.looker is not None:
@@ -123,13 +130,23 @@ class Foreign:
         if self._mounted is None:
             self.close()
             return
+        assert self._started is not None
+        self._herald = Herald(self._started, self.expected)
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._herald.run)
+            self._nursery.start_soon(self._end_without, self._herald)
             for chain in self._chains.values():
                 self._start(chain)
             self._nursery.start_soon(self._attend, self._mounted.device, listener)
 
+    async def _end_without(self, herald: Herald) -> None:
+        await herald.gone.wait()
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+        self.close()
+
     def close(self) -> None:
-        """Close every descriptor."""
+        """Close every descriptor. What the kernel remembers is not to be relied on from now on."""
         self.active = False
         self._nursery = None
         for chain in self._chains.values():
@@ -155,7 +172,7 @@ class Foreign:
         """What lies there is another file system from now on, or none: nothing is to be remembered of it."""
         chain = self._chains.get(root.branch)
         if chain is not None and root.parent is not None:
-            chain.telling.forget_below(root.parent, root.name)
+            chain.telling.forget_below(root)
 
     # What the vault does itself
 
@@ -185,7 +202,7 @@ class Foreign:
         """The kernel may have been told to remember this name for longer than it may."""
         chain = self._chains.get(folder.branch)
         if chain is not None:
-            chain.telling.name_changed(folder, name)
+            chain.telling.name_changed(folder, name, Stale.FORCED)
             chain.telling.begin()
 
     def relocated(self, nodes: list[Node]) -> None:

@@ -38,7 +38,7 @@ from session_agent.overlay.inotify import (
     Watch,
 )
 from session_agent.overlay.polling import pressed
-from session_agent.overlay.telling import Telling
+from session_agent.overlay.telling import Stale, Telling
 from session_agent.overlay.tree import FolderNode
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ class Hearing:
             return
         if mask & NAMES:
             self._changed[folder.id] = None
-            telling.name_changed(folder, name)
+            stale = Stale.MADE if mask & CREATE else Stale.CHANGED
+            telling.name_changed(folder, name, stale)
         elif not telling.file_changed(folder, name, closed=bool(mask & CLOSE_WRITE)):
             return
         if not telling.is_hidden(folder, name) and not telling.is_full(folder):

@@ -21,16 +21,25 @@ class Lifetimes:
 
     def __init__(self, vault: Vault, short: float) -> None:
         self._background = vault.background
+        self._foreign = vault.foreign
         self._short = short
         self._long = max(short, LONG_SECONDS) if short else 0.0
 
     def is_lasting(self, folder: FolderNode) -> bool:
         """Whether all that changes in it is heard of, and all in the vault is shown where it lies."""
-        return folder.watch is not None and folder.watch.lasting and not self._background.live
+        watch = folder.watch
+        return (
+            watch is not None
+            and watch.lasting
+            and self._foreign.active
+            and not self._background.live
+        )
 
-    def absent(self, folder: FolderNode) -> float:
+    def absent(self, folder: FolderNode, name: bytes) -> float:
         """Of a name that is not in the folder."""
-        return self._long if self.is_lasting(folder) else self._short
+        if self.is_lasting(folder) and self._foreign.absent.add(folder.id, name, self._long):
+            return self._long
+        return self._short
 
     def of(self, node: Node, status: os.stat_result) -> tuple[float, float]:
         """Of the name, and of the attributes."""

@@ -60,6 +60,7 @@ class VaultOperations(pyfuse3.Operations):
         super().__init__()
         self._vault = vault
         self._foreign = vault.foreign
+        self._expected_of = vault.foreign.expected
         self._announcer = announcer  # see OverlayOptions
         self._lifetimes = Lifetimes(vault, cache_seconds)
         self._flushes = any(branch.remote for branch in vault.branches)
@@ -104,12 +105,12 @@ class VaultOperations(pyfuse3.Operations):
         return out
 
     def _is_own_thread(self, ctx: RequestContext) -> bool:
-        """Whether it is one of the agent's own threads, which announces a foreign change."""
-        return ctx.pid in self._foreign.expected
+        """Whether it is one of the herald's threads, which announces a foreign change."""
+        return ctx.pid in self._expected_of
 
     def _expected(self, ctx: RequestContext) -> Expected | None:
         """What is expected of the thread that asks, if it is one of these."""
-        return self._foreign.expected.get(ctx.pid)
+        return self._expected_of.get(ctx.pid)
 
     async def _answer(
         self, expected: Expected, verb: str, parent_inode: int, name: bytes
@@ -145,7 +146,8 @@ class VaultOperations(pyfuse3.Operations):
                 raise  # nor is this to be kept: no program has asked for it
             absent = EntryAttributes()
             absent.st_ino = pyfuse3.InodeT(0)
-            absent.entry_timeout = self._lifetimes.absent(self._vault.tree.folder(parent_inode))
+            folder = self._vault.tree.folder(parent_inode)
+            absent.entry_timeout = self._lifetimes.absent(folder, name)
             return absent
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

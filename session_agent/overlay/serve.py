@@ -25,6 +25,7 @@ from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions, MoveView
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.connection import connect, is_mounted, unmount
+from session_agent.overlay.heralding import Started
 from session_agent.overlay.limited import LimitedOperations
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.operations import VaultOperations
@@ -48,6 +49,7 @@ class OverlayOptions:
     `cache_seconds`: how long the kernel may answer from what it was told (names, attributes).
     `remote_time_limit`: seconds after which a call into a remote branch makes the agent probe it.
     `foreign_events`: whether programs get events for what others change behind the vault.
+    `herald`: who announces them (see heralding); without one nobody does.
     `remote_polls_per_minute`: how many folders of a remote branch may be looked at for that in a minute.
     `announcer`: the process whose touches of a branch tell programs to look at it again, and do no more.
     """
@@ -56,6 +58,7 @@ class OverlayOptions:
     remote_time_limit: float = 5.0
     announcer: int = 0
     foreign_events: bool = True
+    herald: Started | None = None
     remote_polls_per_minute: int = 60
     moves: MoveOptions = field(default_factory=MoveOptions)
 
@@ -139,8 +142,9 @@ class Overlay:
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
         kind = VaultOperations if self._limits is None else LimitedOperations
         operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)
-        if self._options.foreign_events:
-            self._vault.foreign.open(connection, self._options.remote_polls_per_minute)
+        if self._options.foreign_events and self._options.herald is not None:
+            polls = self._options.remote_polls_per_minute
+            self._vault.foreign.open(connection, self._options.herald, polls)
         polling.install()
         # The library takes over an open /dev/fuse, and closes it in the end.
         pyfuse3.init(operations, f"/dev/fd/{connection}", set(pyfuse3.default_options))

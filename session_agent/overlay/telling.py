@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,18 +23,25 @@ from session_agent.overlay import calls
 from session_agent.overlay.announcing import Announcer
 from session_agent.overlay.changes import Changed, Pending, Unclosed
 from session_agent.overlay.expected import KnownNodes
-from session_agent.overlay.polling import elsewhere
 from session_agent.overlay.tree import FolderNode, Node, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.branches import OpenBranch
-    from session_agent.overlay.expiry import Expiry
+    from session_agent.overlay.expiry import Absent, Expiry
     from session_agent.overlay.vault import Vault
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 64  # changes announced before others get their turn
 _SLACK = 1_000_000_000  # ns that a folder's files may be older than the last event that was read
+
+
+class Stale(IntEnum):
+    """How much is to be done about a name that may not be what the kernel remembers."""
+
+    MADE = 1  # there was nothing: only if that is remembered
+    CHANGED = 2  # something else is there, or nothing any more
+    FORCED = 3  # it may be remembered for longer than it may
 
 
 @dataclass
@@ -69,6 +76,7 @@ class Telling:
         branch: OpenBranch,
         counts: ForeignCounts,
         expiry: Expiry,
+        absent: Absent,
         is_ours: Callable[[FolderNode, bytes], bool],
     ) -> None:
         self.branch = branch
@@ -79,15 +87,12 @@ class Telling:
         self.is_ours = is_ours
         self._vault = vault
         self._expiry = expiry
+        self._absent = absent
         self._lost: dict[FolderNode, int] = {}  # to be compared, since when (ns)
         self._doubtful: list[FolderNode] = []  # of what is in them the kernel may remember anything
-        self._stale: dict[tuple[int, bytes], None] = {}  # names that the kernel is to look up anew
-        self._stale_pages: dict[int, None] = {}
-        self._below: list[
-            tuple[FolderNode, bytes]
-        ] = []  # names, of which nothing below is to be kept
+        self._below: list[FolderNode] = []  # roots of branches, likewise for all below them
+        self._stale: dict[tuple[FolderNode, bytes], Stale] = {}  # names that are to run out
         self._work = trio.Event()
-        self._stale_work = trio.Event()
 
     def is_hidden(self, folder: FolderNode, name: bytes) -> bool:
         """Whether nobody is to hear of that name: a branch is shown there, or a policy hides it."""
@@ -115,28 +120,28 @@ class Telling:
 
     def begin(self) -> None:
         """There may be something to be told."""
-        if self.pending or self._lost or self.new:
+        waiting = (self.pending, self._lost, self.new, self._stale, self._doubtful, self._below)
+        if any(waiting):
             self._work.set()
-        if self._stale or self._stale_pages or self._doubtful or self._below:
-            self._stale_work.set()
 
     # What the kernel remembers
 
-    def name_changed(self, folder: FolderNode, name: bytes) -> None:
-        """Another file, or none, is at that name: what the kernel remembers of it runs out at once."""
-        self._stale[folder.id, name] = None
+    def name_changed(self, folder: FolderNode, name: bytes, stale: Stale) -> None:
+        """What the kernel remembers of that name runs out, when it is told of or before."""
+        known = self._stale.get((folder, name), stale)
+        self._stale[folder, name] = max(known, stale)
 
-    def forget_below(self, folder: FolderNode, name: bytes) -> None:
-        """A branch hangs there that is not what it was: nothing below that name is true any more."""
-        self._below.append((folder, name))
+    def forget_below(self, root: FolderNode) -> None:
+        """The root's branch is not what it was: nothing that is remembered of it is true any more."""
+        self._below.append(root)
         self.begin()
 
     def file_changed(self, folder: FolderNode, name: bytes, *, closed: bool) -> bool:
-        """Likewise for a file's contents and attributes. False if that is no news to programs.
+        """A file's contents and attributes run out. False if that is no news to programs.
 
         `closed`: all that is known is that somebody has closed it who could write to it.
         """
-        if (folder.id, name) in self._stale:
+        if (folder, name) in self._stale:
             return True
         try:
             assume(AGENT)
@@ -144,64 +149,59 @@ class Telling:
         except FileNotFoundError:
             return False  # of that it went others have told
         except OSError:  # the folder is to be opened first
-            self.name_changed(folder, name)
+            self.name_changed(folder, name, Stale.CHANGED)
             return True
         tree = self._vault.tree
         key = tree.key(self.branch, status.st_dev, status.st_ino)
         node = tree.find(key)
         if node is None:
-            self.name_changed(folder, name)
+            self.name_changed(folder, name, Stale.CHANGED)
             return True
         if node.announced == version_of(status):
             return closed and key in self.unclosed
         node.cached_version = None
         self._expiry.attributes(node.id)
-        if node.handles:
-            self._stale_pages[node.id] = None
         return True
 
-    async def expire(self) -> None:
-        """Make what is stale run out in the kernel, until cancelled.
+    async def _expire(self, announcer: Announcer) -> None:
+        """What is stale runs out."""
+        folders, self._doubtful = self._doubtful, []
+        below, self._below = self._below, []
+        if below:
+            nodes = self._vault.tree.nodes()
+            folders += [
+                node
+                for node in nodes
+                if isinstance(node, FolderNode) and node.branch is self.branch
+            ]
+        stale, self._stale = self._stale, {}
+        known = await self._known({*folders, *(folder for folder, _ in stale)})
+        for folder in folders:
+            self._expiry.attributes(folder.id)
+            for name in self._absent.names_in(folder.id) if below else ():
+                stale[folder, name] = Stale.FORCED
+        doubtful = {folder.id for folder in folders}
+        for (folder_id, name), node in known.items():
+            if folder_id in doubtful and node.parent is not None:
+                stale.setdefault((node.parent, name), Stale.CHANGED)
+        await announcer.refresh(
+            [place for place, how in stale.items() if self._is_to_be_looked_up(place, how, known)]
+        )
 
-        In a thread, since the kernel may have to wait for us; and at once, while telling may take its time.
-        """
-        while True:
-            await self._stale_work.wait()
-            self._stale_work = trio.Event()
-            names, self._stale = list(self._stale), {}
-            pages, self._stale_pages = list(self._stale_pages), {}
-            folders, self._doubtful = self._doubtful, []
-            below, self._below = [(folder.id, name) for folder, name in self._below], []
-            if below:
-                folders = [
-                    node
-                    for node in self._vault.tree.nodes()
-                    if isinstance(node, FolderNode) and node.branch is self.branch
-                ]
-            nodes = [folder.id for folder in folders]
-            for (folder_id, name), node in (await self._known(folders) if folders else {}).items():
-                names.append((folder_id, name))
-                nodes.append(node.id)
-                node.cached_version = None
-            with elsewhere:
-                expire = partial(self._expire, below, names, nodes, pages)
-                await trio.to_thread.run_sync(expire, abandon_on_cancel=True)
-
-    def _expire(
-        self,
-        below: list[tuple[int, bytes]],
-        names: list[tuple[int, bytes]],
-        nodes: list[int],
-        pages: list[int],
-    ) -> None:
-        for folder_id, name in below:
-            self._expiry.everything_below(folder_id, name)
-        for node_id in nodes:
-            self._expiry.attributes(node_id)
-        for folder_id, name in names:
-            self._expiry.name(folder_id, name)
-        for node_id in pages:
-            self._expiry.pages(node_id)
+    def _is_to_be_looked_up(
+        self, place: tuple[FolderNode, bytes], how: Stale, known: KnownNodes
+    ) -> bool:
+        """Whether it is not enough that the attributes run out, which is done here."""
+        folder, name = place
+        absent = self._absent.pop(folder.id, name)
+        node = known.get((folder.id, name))
+        if node is None:
+            return absent or how is not Stale.MADE
+        node.cached_version = None
+        self._expiry.attributes(node.id)
+        # What has an open descriptor answers for itself, whatever is at its name.
+        kept = isinstance(node, FolderNode) or bool(node.handles) or node.fd >= 0
+        return kept or absent or how is Stale.FORCED
 
     # Telling
 
@@ -210,11 +210,13 @@ class Telling:
         while True:
             await self._work.wait()
             self._work = trio.Event()
-            while self.new or self.pending or self._lost:
+            while self._has_work():
                 for folder in list(self.new)[:_AT_ONCE]:
                     self.new.pop(folder, None)
                     if folder.lookups > 0:
                         watch(folder)
+                if self._is_to_expire():
+                    await self._expire(announcer)
                 changes = self.pending.take(_AT_ONCE)
                 if changes:
                     await self._announce(announcer, changes)
@@ -222,6 +224,15 @@ class Telling:
                     lost = [self._lost.popitem() for _ in range(min(len(self._lost), _AT_ONCE))]
                     await self._compare(lost)
                 await trio.lowlevel.checkpoint()
+
+    def _has_work(self) -> bool:
+        return any((self.pending, self._lost, self.new)) or self._is_to_expire()
+
+    def _is_to_expire(self) -> bool:
+        """Not while it is told of in a moment, by which a name is looked up anew as well."""
+        if self._doubtful or self._below:
+            return True
+        return bool(self._stale) and not 0 < len(self.pending) <= _AT_ONCE
 
     async def _announce(self, announcer: Announcer, changes: list[Changed]) -> None:
         gone = {change.folder for change in changes if change.removed or change.source is not None}
@@ -231,8 +242,15 @@ class Telling:
             for change in changes
             if change.folder.lookups > 0 and self._vault.background.above(change.folder) is None
         ]
-        with elsewhere:
-            self.counts.announced += await announcer.announce(changes, old)
+        for change in changes:
+            self._run_out(change.folder, change.name)
+            if change.source is not None:
+                self._run_out(*change.source)
+        self.counts.announced += await announcer.announce(changes, old)
+
+    def _run_out(self, folder: FolderNode, name: bytes) -> None:
+        self._stale.pop((folder, name), None)
+        self._absent.pop(folder.id, name)
 
     async def _known(self, folders: Iterable[FolderNode]) -> KnownNodes:
         """The nodes that the kernel knows in these folders."""
@@ -288,7 +306,7 @@ class Telling:
             return
         key = self._vault.tree.key(folder.branch, status.st_dev, status.st_ino)
         if node is None or node.key != key:
-            self.name_changed(folder, name)  # that there is nothing, perhaps
+            self.name_changed(folder, name, Stale.CHANGED if node else Stale.MADE)
             if node is not None:
                 self.pending.removed(folder, name, is_folder)
             self.pending.made(folder, name)
