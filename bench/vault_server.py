@@ -14,7 +14,7 @@ import trio
 from session_agent.model import Mode, Mount, MountKind, MountState, Session, SessionUser
 from session_agent.moves import copier_process, strategy
 from session_agent.moves.journal import Journal
-from session_agent.overlay import polling
+from session_agent.overlay import heralding, polling
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.serve import Overlay, OverlayOptions
 
@@ -40,10 +40,12 @@ def main() -> None:
             options.by_handle, copiers=copier_process.start(), others_wait=polling.is_busy
         )
     )
+    herald = heralding.start()
     journal = None
     if options.state:
         journal = Journal(os.open(options.state, os.O_PATH | os.O_DIRECTORY), user)
-    overlay = Overlay(session, OverlayOptions(cache_seconds=1.0, moves=moves), journal=journal)
+    served = OverlayOptions(cache_seconds=1.0, moves=moves, herald=herald)
+    overlay = Overlay(session, served, journal=journal)
     for warning in overlay.open_branches():
         sys.exit(warning)
     overlay.mount()
@@ -51,6 +53,7 @@ def main() -> None:
         trio.run(_serve, overlay)
     finally:
         overlay.close()
+        herald.end()
 
 
 async def _serve(overlay: Overlay) -> None:

@@ -27,6 +27,7 @@ from session_agent.moves import strategy
 from session_agent.moves.copiers import Copiers
 from session_agent.overlay import polling
 from session_agent.overlay.accepted import MoveOptions
+from session_agent.overlay.heralding import Started
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
 from session_agent.settings import Loaded
@@ -38,7 +39,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _USABLE_SECONDS = 5.0  # from the mount to the first answer of the vault
 
 
-def serve_vault(given: Handover, copiers: Copiers) -> None:
+def serve_vault(given: Handover, copiers: Copiers, herald: Started | None) -> None:
     """Serve the vault, which is mounted, until SIGTERM, SIGINT, `stop`, or until somebody unmounts it.
 
     Raises MountError where the vault cannot be served.
@@ -49,7 +50,7 @@ def serve_vault(given: Handover, copiers: Copiers) -> None:
     journal, problems = journals.open_journal(given.folder, user)
     enforcement = _enforcement(loaded, session)
     limits = None if enforcement is None else Limits(enforcement.roots, enforcement.refused)
-    options = _options(loaded.settings, given.helper, copiers)
+    options = replace(_options(loaded.settings, given.helper, copiers), herald=herald)
     overlay = Overlay(session, options, journal=journal, limits=limits)
     orphan = Orphan(given)
     try:

@@ -15,6 +15,7 @@ from session_agent.errors import AgentError
 from session_agent.lifecycle import logs
 from session_agent.lifecycle.handover import Handover, Report
 from session_agent.moves import copier_process
+from session_agent.overlay import heralding
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,17 @@ def _work(
         for one in close:
             one.close()
         copying = copier_process.start()  # they end with this process, so each has its own
+        herald = heralding.start() if given.loaded.settings.overlay.foreign_events else None
         try:
             logs.to_kasm(given.loaded)
             # Only now, so that the others are small: these are large libraries.
             from session_agent.lifecycle.event_loop import serve_vault  # noqa: PLC0415
 
-            serve_vault(given, copying)
+            serve_vault(given, copying, herald)
         finally:
             copying.end()
+            if herald is not None:
+                herald.end()
         code = 0
     except AgentError as error:
         given.report(Report(False, error.message, error.hint))

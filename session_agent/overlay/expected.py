@@ -19,6 +19,8 @@ from session_agent.fsutil.at import stat_at
 from session_agent.fsutil.credentials import AGENT
 from session_agent.overlay.changes import Changed
 from session_agent.overlay.heralding import (
+    LOOK_GONE,
+    LOOK_THERE,
     MAKE,
     MAKE_SOURCE,
     OPEN,
@@ -64,6 +66,8 @@ _VERBS = {
     RENAME: "rename",
     TOUCH: "touch",
     OPEN: "open",
+    LOOK_GONE: "look",
+    LOOK_THERE: "look",
 }
 
 
@@ -203,13 +207,13 @@ _Place: TypeAlias = tuple[int, bytes]
 
 
 def _seen(verb: int, place: _Place, source: _Place | None) -> dict[_Place, Seen]:
-    if verb == REMOVE:
+    if verb in (REMOVE, LOOK_GONE):
         return {place: Seen.GONE}
     if verb == MAKE:
         return {place: Seen.ABSENT}
     if verb == MAKE_SOURCE and source is not None:
         return {source: Seen.ABSENT}
-    if verb == RENAME and source is not None:
+    if verb in (RENAME, LOOK_THERE) and source is not None:
         return {source: Seen.THERE, place: Seen.GONE_IF_KNOWN}
     return {}
 

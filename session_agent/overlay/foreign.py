@@ -173,6 +173,7 @@ class Foreign:
         chain = self._chains.get(root.branch)
         if chain is not None and root.parent is not None:
             chain.telling.forget_below(root)
+            self.uncertain(root.parent, root.name)
 
     # What the vault does itself
 

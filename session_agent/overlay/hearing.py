@@ -197,6 +197,10 @@ class Hearing:
         if mask & NAMES:
             self._changed[folder.id] = None
             stale = Stale.MADE if mask & CREATE else Stale.CHANGED
+            if (
+                mask & IS_FOLDER
+            ):  # the kernel asks for nothing before it leads through a name or not
+                stale = Stale.FORCED
             telling.name_changed(folder, name, stale)
         elif not telling.file_changed(folder, name, closed=bool(mask & CLOSE_WRITE)):
             return

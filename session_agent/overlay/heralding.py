@@ -34,8 +34,8 @@ MESSAGE_LIMIT = 1 << 17  # bytes
 MOST_BRANCHES = 1024  # that have a herald's thread
 
 # What a step does, in the last bits of its number; the rest is the number of the change in its message.
-REMOVE, MAKE, MAKE_SOURCE, RENAME, TOUCH, OPEN, REFRESH = range(1, 8)
-VERB_BITS = 3
+REMOVE, MAKE, MAKE_SOURCE, RENAME, TOUCH, OPEN, REFRESH, LOOK_GONE, LOOK_THERE = range(1, 10)
+VERB_BITS = 4
 
 # Not waiting, should it have become a pipe meanwhile.
 _TO_WRITE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -133,7 +133,7 @@ def _live(connection: socket.socket, steps: mmap.mmap, agent: int) -> None:
     os.umask(0)
     if not die_with_parent(agent):
         return
-    while data := connection.recv(MESSAGE_LIMIT):
+    while data := _hear(connection):
         request = decoder.decode(data)
         if request.branch not in threads:
             work: queue.SimpleQueue[Work] = queue.SimpleQueue()
@@ -142,6 +142,13 @@ def _live(connection: socket.socket, steps: mmap.mmap, agent: int) -> None:
             threading.Thread(target=herald.live, args=(work,), daemon=True).start()
         threads[request.branch].put(request.work)
     os._exit(0)
+
+
+def _hear(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(MESSAGE_LIMIT)
+    except ConnectionResetError:  # it has ended, and has not read an answer
+        return b""
 
 
 class _Folders:
@@ -250,10 +257,11 @@ class _Herald:
         return True
 
     def _remove(self, change: Told, folder: int) -> None:
-        self._step(REMOVE)
         with contextlib.suppress(OSError):
             if change.mode or change.was_folder or not change.was_known:
+                self._step(LOOK_GONE)
                 _look_up(folder, change.name)  # another file's by now, or a folder elsewhere
+            self._step(REMOVE)
             if change.was_folder:
                 os.rmdir(change.name, dir_fd=folder)
             else:
@@ -266,9 +274,10 @@ class _Herald:
             made = _make(source, change.source_name, change, closed=change.source_closed)
             if made >= 0:
                 os.close(made)
+        self._step(LOOK_THERE)
+        _look_up(source, change.source_name)
         self._step(RENAME)
         try:
-            _look_up(source, change.source_name)
             found = os.stat(change.source_name, dir_fd=source, follow_symlinks=False)
             if found.st_ino != change.node_id:
                 raise FileNotFoundError

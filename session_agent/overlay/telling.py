@@ -193,7 +193,12 @@ class Telling:
     ) -> bool:
         """Whether it is not enough that the attributes run out, which is done here."""
         folder, name = place
-        absent = self._absent.pop(folder.id, name)
+        if (
+            how is Stale.FORCED
+        ):  # while its branch is away it cannot be looked up, and will be once more
+            absent = True
+        else:
+            absent = self._absent.pop(folder.id, name)
         node = known.get((folder.id, name))
         if node is None:
             return absent or how is not Stale.MADE
@@ -201,7 +206,7 @@ class Telling:
         self._expiry.attributes(node.id)
         # What has an open descriptor answers for itself, whatever is at its name.
         kept = isinstance(node, FolderNode) or bool(node.handles) or node.fd >= 0
-        return kept or absent or how is Stale.FORCED
+        return kept or absent
 
     # Telling
 

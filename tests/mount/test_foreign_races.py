@@ -344,6 +344,7 @@ def test_something_else_when_it_is_to_be_removed(held: Held) -> None:
     assert (held.shown / "x").read_bytes() == b"1"
     with held.at(REMOVE, lambda: os.unlink(held.behind / "x")):
         os.mkdir(held.behind / "x")
+        assert os.listdir(held.shown) == ["x"]
         new_file(held.shown / "x/in")
     assert held.heard("x")[-1:] == ["CREATE x"]
     assert os.listdir(held.shown / "x") == ["in"]

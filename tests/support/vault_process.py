@@ -18,7 +18,7 @@ import trio
 from session_agent import model
 from session_agent.moves import copier_process, failpoint, strategy, workers
 from session_agent.moves.journal import Journal
-from session_agent.overlay import announcing, changes, polling, recovering
+from session_agent.overlay import changes, heralding, polling, recovering
 from session_agent.overlay.accepted import MoveOptions
 from session_agent.overlay.limits import Limits
 from session_agent.overlay.serve import Overlay, OverlayOptions
@@ -43,10 +43,12 @@ def main() -> None:
         moves = replace(moves, inline_bytes=options["inline_bytes"])
         journal = _journal(state)
         failpoint.hook = partial(_hold, state)
-    announcing.os = HeldCalls(partial(_hold, state))  # type: ignore[assignment, attr-defined]
+    heralding.os = HeldCalls(partial(_hold, state))  # type: ignore[assignment, attr-defined]
+    herald = heralding.start()
     recovering.AGAIN_SECONDS = 0.1  # not a minute
     served = OverlayOptions(
         foreign_events=options["foreign_events"],
+        herald=herald,
         remote_polls_per_minute=options["remote_polls"],
         cache_seconds=options["cache_seconds"],
         moves=moves,
@@ -71,6 +73,7 @@ def main() -> None:
         trio.run(_until_told, overlay, state)
     finally:
         overlay.close()
+        herald.end()
         if journal is not None:
             journal.close()
 

@@ -20,7 +20,7 @@ from session_agent.fsutil.credentials import AGENT
 from session_agent.overlay import looking, names
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.changes import Pending
-from session_agent.overlay.expiry import Expiry
+from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.inotify import CREATE, DELETE, MOVED_TO
 from session_agent.overlay.looking import Looked, Looker
 from session_agent.overlay.telling import ForeignCounts, Telling
@@ -80,7 +80,9 @@ class Place:
         self.branch = RemoteBranch(1, info, fd, 5.0) if remote else OpenBranch(1, info, fd)
         self.vault = Vault(top, [self.branch], 1000)
         self.counts = ForeignCounts()
-        self.telling = Telling(self.vault, self.branch, self.counts, Expiry(), lambda *_: False)
+        self.telling = Telling(
+            self.vault, self.branch, self.counts, Expiry(), Absent(), lambda *_: False
+        )
         self.looker = Recorded(self.telling, self.vault, per_minute)
         self.root = self.vault.branch_roots[0]
 
