@@ -154,7 +154,7 @@ async def _main(served: _Served, given: Handover, orphan: Orphan) -> bool:
         """Asked in a thread, for it is this one that gives the answer."""
         nonlocal usable
         with trio.move_on_after(_USABLE_SECONDS) as limit:
-            await trio.to_thread.run_sync(os.stat, session.vault, abandon_on_cancel=True)
+            await overlay.answered()
         if limit.cancelled_caught:
             usable = False
             overlay.stop()

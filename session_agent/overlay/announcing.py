@@ -24,7 +24,6 @@ from session_agent.overlay.changes import Changed, Unclosed
 from session_agent.overlay.expected import Expected, KnownNodes
 from session_agent.overlay.heralding import (
     MESSAGE_LIMIT,
-    MOST_BRANCHES,
     Answer,
     Begin,
     Refresh,
@@ -99,20 +98,20 @@ class Herald:
             return b""
 
     async def ask(self, branch: int, work: Work) -> int:
-        """Have work done for a branch, one at a time for each; its answer. OSError if it is gone."""
+        """Have work done for a branch, one at a time for each; its answer. ConnectionError if it is gone."""
         if self.gone.is_set():
-            raise OSError(ECONNRESET, os.strerror(ECONNRESET))
+            raise ConnectionResetError(ECONNRESET, os.strerror(ECONNRESET))
         done = self._waiting[branch] = trio.Event()
         self._answers.pop(branch, None)
         await self._connection.send(msgspec.msgpack.encode(Request(branch, work)))
         await done.wait()
         if self.gone.is_set():
-            raise OSError(ECONNRESET, os.strerror(ECONNRESET))
+            raise ConnectionResetError(ECONNRESET, os.strerror(ECONNRESET))
         return self._answers[branch]
 
 
 class Announcer:
-    """Announces the changes in one branch, one after the other. OSError once the herald is gone."""
+    """Announces the changes in one branch, one after the other. ConnectionError once the herald is gone."""
 
     def __init__(
         self, vault: Vault, mounted: Mounted, herald: Herald, branch: int, unclosed: Unclosed
@@ -123,16 +122,14 @@ class Announcer:
         self._branch = branch
         self._unclosed = unclosed
         self._expected = Expected(vault, herald.steps, branch)
-        self._begun = False
+
+    async def begin(self) -> None:
+        """Before anything else. The vault has answered a request when this returns."""
+        begin = Begin(os.fsencode(self._mounted.path), self._mounted.device)
+        thread = await self._ask(begin)
+        self._herald.expected[thread] = self._expected
 
     async def _ask(self, work: Work) -> int:
-        if not self._begun:
-            if self._branch >= MOST_BRANCHES:
-                raise OSError(ECONNRESET, "too many branches")
-            begin = Begin(os.fsencode(self._mounted.path), self._mounted.device)
-            thread = await self._herald.ask(self._branch, begin)
-            self._herald.expected[thread] = self._expected
-            self._begun = True
         return await self._herald.ask(self._branch, work)
 
     async def refresh(self, places: list[tuple[FolderNode, bytes]]) -> None:

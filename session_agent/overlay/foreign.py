@@ -22,7 +22,7 @@ from session_agent.overlay.announcing import Announcer, Herald, Mounted, find
 from session_agent.overlay.expected import Expected
 from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.hearing import Hearing
-from session_agent.overlay.heralding import Started
+from session_agent.overlay.heralding import MOST_BRANCHES, Started
 from session_agent.overlay.inotify import Allowance, Queue
 from session_agent.overlay.listeners import listened
 from session_agent.overlay.looking import LOCAL_PER_MINUTE, Looked, Looker
@@ -72,6 +72,7 @@ class Foreign:
         self._nursery: trio.Nursery | None = None
         self._looked_at = trio.Event()  # that there are folders that are looked at
         self.active = False
+        self.usable = trio.Event()  # that the vault has answered a request
 
     def open(self, connection: int, herald: Started, remote_per_minute: int) -> None:
         """Before the vault is served over the `connection`.
@@ -102,6 +103,9 @@ class Foreign:
             else:
                 hearing = Hearing(queue, telling, tree, self.expiry)
         per_minute = self._remote_per_minute if branch.remote else LOCAL_PER_MINUTE
+        if branch.index >= MOST_BRANCHES:
+            log.warning("%s has no events: there are too many branches", branch.info.name)
+            return
         if per_minute:
             looker = Looker(telling, tree, per_minute, self._watch_instead)
         self._chains[branch] = chain = _Chain(telling, hearing, looker)
@@ -116,11 +120,17 @@ class Foreign:
         telling = chain.telling
         told = (self._herald, telling.branch.index, telling.unclosed)
         announcer = Announcer(self._vault, self._mounted, *told)
-        start(telling.tell, announcer, self.watch)
+        start(self._tell, telling, announcer)
         if chain.hearing is not None:
             start(chain.hearing.listen)
         if chain.looker is not None:
             start(chain.looker.run)
+
+    async def _tell(self, telling: Telling, announcer: Announcer) -> None:
+        with contextlib.suppress(ConnectionError):  # the herald is gone
+            await announcer.begin()
+            self.usable.set()
+            await telling.tell(announcer, self.watch)
 
     async def run(self, mountpoint: str, listener: Caller) -> None:
         """Listen, look and announce, until cancelled. `listener`: whose programs are looked after first."""
@@ -128,6 +138,7 @@ class Foreign:
             return
         self._mounted = find(mountpoint)
         if self._mounted is None:
+            self.usable.set()
             self.close()
             return
         assert self._started is not None
@@ -138,12 +149,14 @@ class Foreign:
             for chain in self._chains.values():
                 self._start(chain)
             self._nursery.start_soon(self._attend, self._mounted.device, listener)
+        if self._herald.gone.is_set():
+            self.close()
 
     async def _end_without(self, herald: Herald) -> None:
         await herald.gone.wait()
+        self.usable.set()
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
-        self.close()
 
     def close(self) -> None:
         """Close every descriptor. What the kernel remembers is not to be relied on from now on."""

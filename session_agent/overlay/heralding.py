@@ -204,6 +204,8 @@ class _Herald:
     def _do(self, work: Work) -> int:
         if isinstance(work, Begin):
             self._begun = work
+            with contextlib.suppress(OSError):
+                os.stat(work.vault)  # once that is answered the vault is usable
             return threading.get_native_id()
         # Not kept open: whoever wants to unmount the vault would find it in use.
         folders = _Folders(self._begun)

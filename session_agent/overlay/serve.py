@@ -165,10 +165,18 @@ class Overlay:
             await pyfuse3.main(min_tasks=_WORKERS, max_tasks=_WORKERS)
             nursery.cancel_scope.cancel()
 
+    async def answered(self) -> None:
+        """Until the vault has answered a request."""
+        assert self._vault is not None
+        if self._vault.foreign.active:
+            await self._vault.foreign.usable.wait()
+        else:
+            with contextlib.suppress(OSError):
+                await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+
     async def _tune(self) -> None:
         """What can only be set once the kernel has agreed with us on how to talk (FUSE_INIT)."""
-        with contextlib.suppress(OSError):
-            await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        await self.answered()
         _read_further_ahead(self._mountpoint)
 
     async def watch_branches(self, changed: Callable[[], None]) -> None:
