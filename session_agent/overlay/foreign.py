@@ -210,6 +210,7 @@ class Foreign:
         for folder, name in places:
             if isinstance(folder.watch, Looked):
                 folder.watch.settled(name)
+                self.used(folder)  # soon, so that little else is taken for the vault's doing
             self.uncertain(folder, name)
 
     def uncertain(self, folder: FolderNode, name: bytes) -> None:
@@ -281,7 +282,7 @@ class Foreign:
     # Folders that are looked at
 
     def used(self, folder: FolderNode) -> None:
-        """A program lists the folder."""
+        """The folder is to be looked at soon: it is listed, or the vault has changed something in it."""
         chain = self._chains.get(folder.branch)
         if chain is not None and chain.looker is not None:
             chain.looker.used(folder)

@@ -78,7 +78,7 @@ def state_of(pid: int) -> str:
 
 
 def test_it_ends_and_so_does_whoever_waits_for_it(place: Storage) -> None:
-    for seed in range(40):
+    for seed in range(30):
         with pytest.raises(AssertionError, match="did not end as told"):
             killed_at_work(place, seed)
         shutil.rmtree(place.branch("delta") / f"killed-{seed}")

@@ -17,7 +17,7 @@ from tests.support.vault import Storage, Vault, serve
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 PATIENCE = 20.0
-QUIET = 2.5  # seconds in which a folder that has just changed is looked at again
+QUIET = 1.6  # seconds in which a folder that has just changed is looked at again
 
 
 @pytest.fixture(scope="module", params=["remote", "too many"])

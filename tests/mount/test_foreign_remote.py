@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.cloud import Cloud, cloud, drive, stopped
 from tests.support.listening import Listener, listening, until
-from tests.support.vault import Storage, Vault, serve
+from tests.support.vault import Storage, Vault, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse, pytest.mark.needs_rclone]
 
@@ -46,7 +46,7 @@ class Drive:
         return shown, behind
 
 
-@pytest.fixture(scope="module", params=["straight", "late"])
+@pytest.fixture(scope="module", params=[pytest.param("straight", marks=pytest.mark.long), "late"])
 def served(place: Storage, request: pytest.FixtureRequest) -> Iterator[Drive]:
     """What is written goes to the server straight away, or late (--vfs-cache-mode writes)."""
     late = request.param == "late"
@@ -214,7 +214,8 @@ def test_cutting_a_file_is_no_news(one: Drive, request: pytest.FixtureRequest) -
     (shown / "own").write_bytes(b"own")
     until((behind / "own").exists, True, PATIENCE)
     with listening(shown) as listener:
-        os.truncate(shown / "own", 1)
+        # An error of rclone's own as long as it is still busy with the upload.
+        until(lambda: outcome(lambda: os.truncate(shown / "own", 1)), None, PATIENCE)
         until(lambda: (behind / "own").stat().st_size, 1, PATIENCE)
         looked_at_often(shown, 4.0)
         assert listener.events() == ["MODIFY own"]
@@ -296,7 +297,7 @@ def folders_asked_for(server: Cloud, since: float) -> list[str]:
 @pytest.mark.parametrize("many", [60], indirect=True)
 def test_no_more_is_asked_than_is_allowed(many: Drive) -> None:
     start = time.monotonic()
-    time.sleep(20.0)
+    time.sleep(14.0)
     times = [one.at for one in many.server.asked("PROPFIND", since=start)]
     assert len(times) >= 10
     for window in (2.0, 5.0, 10.0):
@@ -336,7 +337,7 @@ def test_an_idle_vault_asks_less_and_less(one: Drive) -> None:
 # A server that hangs
 
 
-@pytest.mark.parametrize("what", ["server", "rclone"])
+@pytest.mark.parametrize("what", ["server", pytest.param("rclone", marks=pytest.mark.long)])
 def test_what_hangs(place: Storage, what: str) -> None:
     path = place.base / f"drive-hung-{what}"
     local = place.branch("beta")
