@@ -98,6 +98,9 @@ class Telling:
         """Whether nobody is to hear of that name: a branch is shown there, or a policy hides it."""
         if folder.mounted is not None and name in folder.mounted:
             return True
+        return self._is_forbidden(folder, name)
+
+    def _is_forbidden(self, folder: FolderNode, name: bytes) -> bool:
         limits = self._vault.limits
         return limits is not None and not limits.shown(folder, (name,))
 
@@ -193,12 +196,10 @@ class Telling:
     ) -> bool:
         """Whether it is not enough that the attributes run out, which is done here."""
         folder, name = place
-        if (
-            how is Stale.FORCED
-        ):  # while its branch is away it cannot be looked up, and will be once more
-            absent = True
-        else:
-            absent = self._absent.pop(folder.id, name)
+        if self._is_forbidden(folder, name):  # the kernel was never told of it
+            return False
+        # Of a branch that is away it cannot be looked up: it stays in the list until it can.
+        absent = how is Stale.FORCED or self._absent.pop(folder.id, name)
         node = known.get((folder.id, name))
         if node is None:
             return absent or how is not Stale.MADE
