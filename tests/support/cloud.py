@@ -14,16 +14,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from session_agent.mounts import mountinfo
-from tests.support.storage import run
+from tests.support.storage import is_rclone, run, start_rclone, wait_until
 
 _LIFE = 200.0  # seconds, after which calls into a mount that is still there return
-_START = 20.0  # seconds that a server or a mount may take to come up
 _PATIENCE = 20.0  # seconds for a process to end
 _ASKED = re.compile(rb"INFO +: (.*): ([A-Z]+) from ")
 
@@ -66,7 +64,7 @@ def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
     os.kill(process.pid, signal.SIGSTOP)
     stat = Path(f"/proc/{process.pid}/stat")
     try:
-        _wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "stopped")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "stopped")
         yield
     finally:
         os.kill(process.pid, signal.SIGCONT)
@@ -77,12 +75,12 @@ def cloud(behind: Path) -> Iterator[Cloud]:
     """A server of the folder `behind`, which is made if it is not there."""
     behind.mkdir(parents=True, exist_ok=True)
     options = ["--addr", "127.0.0.1:0", "--dir-cache-time", "1ms", "--poll-interval", "0", "-v"]
-    process = _start(["serve", "webdav", str(behind), *options], stderr=subprocess.PIPE)
+    process = start_rclone(["serve", "webdav", str(behind), *options], stderr=subprocess.PIPE)
     server = Cloud(behind, process)
     listener = threading.Thread(target=server.listen)
     listener.start()
     try:
-        _wait_until(lambda: bool(server.address) or process.poll() is not None, "WebDAV server")
+        wait_until(lambda: bool(server.address) or process.poll() is not None, "WebDAV server")
         assert server.address, "rclone serve webdav ended"
         yield server
     finally:
@@ -114,12 +112,12 @@ def drive(
     options += ["--vfs-cache-mode", mode, "--vfs-write-back", upload_after]
     config = {"TYPE": "webdav", "URL": server.address, "VENDOR": "nextcloud"}
     environment = {f"RCLONE_CONFIG_CLOUD_{key}": value for key, value in config.items()}
-    process = _start(["mount", "cloud:", str(path), *options], environment=environment)
+    process = start_rclone(["mount", "cloud:", str(path), *options], environment=environment)
     killer = threading.Timer(_LIFE, process.kill)
     killer.daemon = True
     killer.start()
     try:
-        _wait_until(lambda: _is_mounted(path) or process.poll() is not None, f"mount at {path}")
+        wait_until(lambda: is_rclone(path) or process.poll() is not None, f"mount at {path}")
         assert process.poll() is None, "rclone mount ended"
         yield process
     finally:
@@ -128,29 +126,3 @@ def drive(
         process.wait(_PATIENCE)
         with contextlib.suppress(RuntimeError):  # not mounted, if it never came up
             run("umount", "--lazy", str(path))
-
-
-def _start(
-    arguments: list[str], *, environment: dict[str, str] | None = None, stderr: int | None = None
-) -> subprocess.Popen[bytes]:
-    # --pdeathsig, so that nothing is left running by a test run that was killed.
-    return subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "rclone", "--config", os.devnull, *arguments],
-        env=os.environ | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if stderr is None else stderr,
-    )
-
-
-def _is_mounted(path: Path) -> bool:
-    real = os.path.realpath(path.parent) + "/" + path.name
-    return any(entry.path == real and entry.fstype == "fuse.rclone" for entry in mountinfo.read())
-
-
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _START
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {_START} s")
-        time.sleep(0.02)

@@ -73,7 +73,7 @@ class RcloneMount:
     def stop(self) -> None:
         """From here on the mount hangs, until `resume`."""
         os.kill(self.process.pid, signal.SIGSTOP)
-        _wait_until(lambda: self._state() == "T", "rclone stopped")
+        wait_until(lambda: self._state() == "T", "rclone stopped")
 
     def resume(self) -> None:
         """Undo `stop`."""
@@ -108,7 +108,7 @@ def rclone(
         }
         environment = {f"RCLONE_CONFIG_{remote.upper()}_{key}": config[key] for key in config}
         options = "--allow-other --uid 1000 --gid 1000 --vfs-cache-mode off --dir-cache-time 10s"
-        process = _start_rclone(
+        process = start_rclone(
             ["mount", f"{remote}:", str(path), "--bwlimit", bandwidth, *options.split()],
             environment=environment,
         )
@@ -116,7 +116,7 @@ def rclone(
         killer.daemon = True
         killer.start()
         try:
-            _wait_until(lambda: _is_rclone(path) or process.poll() is not None, f"mount at {path}")
+            wait_until(lambda: is_rclone(path) or process.poll() is not None, f"mount at {path}")
             if process.poll() is not None:
                 raise RuntimeError(f"rclone mount ended with {process.returncode}")
             yield RcloneMount(path, behind, process)
@@ -130,7 +130,7 @@ def rclone(
 
 @contextlib.contextmanager
 def _webdav_server(folder: Path) -> Iterator[str]:
-    process = _start_rclone(
+    process = start_rclone(
         ["serve", "webdav", str(folder), "--addr", "127.0.0.1:0"], stderr=subprocess.PIPE
     )
     assert process.stderr is not None
@@ -144,7 +144,7 @@ def _webdav_server(folder: Path) -> Iterator[str]:
     listener = threading.Thread(target=listen)
     listener.start()
     try:
-        _wait_until(lambda: bool(addresses) or process.poll() is not None, "WebDAV server")
+        wait_until(lambda: bool(addresses) or process.poll() is not None, "WebDAV server")
         if not addresses:
             raise RuntimeError("rclone serve webdav ended")
         yield addresses[0]
@@ -155,9 +155,10 @@ def _webdav_server(folder: Path) -> Iterator[str]:
         process.stderr.close()
 
 
-def _start_rclone(
+def start_rclone(
     arguments: list[str], *, environment: dict[str, str] | None = None, stderr: int | None = None
 ) -> subprocess.Popen[bytes]:
+    """rclone with these arguments, without a configuration file."""
     # --pdeathsig, so that nothing is left running by a test run that was killed.
     return subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", "rclone", "--config", os.devnull, *arguments],
@@ -168,12 +169,14 @@ def _start_rclone(
     )
 
 
-def _is_rclone(path: Path) -> bool:
+def is_rclone(path: Path) -> bool:
+    """Whether rclone is mounted there."""
     real = os.path.realpath(path.parent) + "/" + path.name
     return any(entry.path == real and entry.fstype == "fuse.rclone" for entry in mountinfo.read())
 
 
-def _wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """TimeoutError if the condition does not come true in time."""
     deadline = time.monotonic() + _START
     while not condition():
         if time.monotonic() > deadline:
