@@ -319,6 +319,7 @@ def test_folders_in_use_come_first(many: Drive) -> None:
         assert len(set(folders_asked_for(server, start))) < 50
 
 
+@pytest.mark.long
 def test_an_idle_vault_asks_less_and_less(one: Drive) -> None:
     shown, _ = one.folder()
     name = shown.name
