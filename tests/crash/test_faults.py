@@ -190,8 +190,7 @@ def test_a_drive_that_dies(
 ) -> None:
     with mounted.rclone(tmp_path / "behind", tmp_path / "drive") as drive:
         branches = {"alpha": place.branch("alpha"), "remote": drive.path}
-        # Nobody else uses the drive, so that its death is found, and told, by the move.
-        with serve(place, branches, inline_bytes=inline_bytes, remote_polls=0) as vault:
+        with serve(place, branches, inline_bytes=inline_bytes) as vault:
             names = ("alpha", "remote") if direction == "to the drive" else ("remote", "alpha")
             old, new = (vault.path / name / "file" for name in names)
             content = os.urandom(3_000_000)
@@ -210,6 +209,7 @@ def test_a_drive_that_dies(
                 assert (tmp_path / "behind/file").read_bytes() == content
                 _until(lambda: not _left_over(place.branch("alpha")))
                 assert not (place.branch("alpha") / "file").exists()
+            _until(lambda: "is dead" in vault.log.read_text())
             vault.new_warnings()  # the drive's death and the failed move, in an order of their own
 
 
@@ -300,7 +300,7 @@ def test_a_drive_that_dies_half_way(
         tops = {"alpha": alpha, "remote": drive.behind}
         (tops[names[0]] / "file").write_bytes(content)
         branches = {"alpha": alpha, "remote": drive.path}
-        with serve(place, branches, inline_bytes=inline_bytes, remote_polls=0) as vault:
+        with serve(place, branches, inline_bytes=inline_bytes) as vault:
             old, new = (vault.path / name / "file" for name in names)
             with _moved_meanwhile(old, new) as answers:
                 _half_way(tops[names[1]])
@@ -314,6 +314,7 @@ def test_a_drive_that_dies_half_way(
             if direction == "from the drive":
                 _until(lambda: not _left_over(alpha))
                 assert not (alpha / "file").exists()
+            _until(lambda: "is dead" in vault.log.read_text())
             vault.new_warnings()
     # The drive's server may have got a part: under the reserved name alone.
     assert not (tops[names[1]] / "file").exists()
