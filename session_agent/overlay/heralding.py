@@ -19,6 +19,7 @@ import signal
 import socket
 import stat
 import threading
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from errno import EPERM
@@ -196,10 +197,15 @@ class _Herald:
         self._number = 0  # of the change
 
     def live(self, work: queue.SimpleQueue[Work]) -> None:
-        """Do what comes."""
-        while True:
-            count = self._do(work.get())
-            self._connection.send(msgspec.msgpack.encode(Answer(self._branch, count)))
+        """Do what comes. What nobody expected ends the process: whoever waits for an answer hears of that."""
+        try:
+            while True:
+                count = self._do(work.get())
+                with contextlib.suppress(OSError):  # nobody waits any more
+                    self._connection.send(msgspec.msgpack.encode(Answer(self._branch, count)))
+        except Exception:  # noqa: BLE001 - told in the agent's log, and by the end
+            traceback.print_exc()
+            os._exit(1)
 
     def _do(self, work: Work) -> int:
         if isinstance(work, Begin):

@@ -95,7 +95,7 @@ class VaultOperations(pyfuse3.Operations):
         return self._attributes(node, status)
 
     def _announced(self, entry: Entry) -> EntryAttributes:
-        """As `_told`, for the announcing thread's call alone: others look up what is there.
+        """As `_told`, for the herald's call alone: others look up what is there.
 
         Else the kernel would keep a name that no program has asked for, and show it after it was removed
         behind the vault.
