@@ -83,6 +83,7 @@ class Job:
         self._resumed = record is not None
         self._lock = threading.Lock()
         self._ended = False
+        self._kept = False  # the old names have to be kept
         self._id = new_id() if record is None else record.id
         source, target = request.source, request.target
         self._workers = Workers(options.copiers, options.others_wait)
@@ -185,12 +186,13 @@ class Job:
 
     def finish(self, on_commit: OnCommit) -> Outcome:
         """Change over, and remove the old names."""
-        return self.retire(kept=not self.change_over(on_commit))
+        self.change_over(on_commit)
+        return self.retire()
 
-    def change_over(self, on_commit: OnCommit) -> bool:
-        """Make the commit durable, and let handles change over. False if the old names have to be kept.
+    def change_over(self, on_commit: OnCommit) -> None:
+        """Make the commit durable, and let handles change over.
 
-        A failure no longer fails the move.
+        A failure no longer fails the move: the old names will be kept.
         """
         assume(AGENT)
         try:
@@ -199,13 +201,14 @@ class Job:
             on_commit(self.copied)
         except OSError:
             self._told_of_old_name()
-            return False
+            self._kept = True
+            return
         reach("changed-over")
-        return True
 
-    def retire(self, *, kept: bool = False) -> Outcome:
-        """Remove the old names durably, unless they are to be `kept`. A failure keeps them, too."""
+    def retire(self) -> Outcome:
+        """Remove the old names durably, unless they have to be kept. A failure keeps them, too."""
         assume(AGENT)
+        kept = self._kept
         try:
             kept = kept or not self._retire()
         except OSError:

@@ -60,6 +60,12 @@ class Moving:
         return self.job.record
 
     @property
+    def is_shown(self) -> bool:
+        """Whether the new name shows what lies at the old one."""
+        shifted = self.target.folder.shifted
+        return shifted is not None and shifted.arrivals.get(self.target.name) is self
+
+    @property
     def view(self) -> MoveView:
         """The move as it is now."""
         progress = self.job.progress

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from errno import EBUSY, EIO
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -35,7 +36,7 @@ from session_agent.overlay.following import (
     is_below,
 )
 from session_agent.overlay.polling import elsewhere
-from session_agent.overlay.pressure import disk_is_short, memory_is_short
+from session_agent.overlay.pressure import reason_to_wait
 from session_agent.overlay.tree import FolderNode, Node, Shifted
 
 if TYPE_CHECKING:
@@ -129,11 +130,21 @@ class Background:
                     step = step.parent
         return None
 
-    async def entry(self, moving: Moving, caller: Caller) -> tuple[Node, os.stat_result]:
-        """The node at the new name, and its status. ENOENT if it was removed behind the vault."""
+    async def entry(self, moving: Moving, caller: Caller) -> tuple[Node, os.stat_result] | None:
+        """The node at the new name, and its status. ENOENT if it was removed behind the vault.
+
+        None if it has arrived, or was taken back, while that was asked for.
+        """
         source = moving.source
-        fd = await self._vault.folder_fd(source.folder)
-        status = await source.branch.call(caller, stat_at, fd, source.name)
+        try:
+            fd = await self._vault.folder_fd(source.folder)
+            status = await source.branch.call(caller, stat_at, fd, source.name)
+        except OSError:
+            if moving.is_shown:
+                raise
+            return None
+        if not moving.is_shown:  # the node may have another file by now
+            return None
         return self._vault.tree.found(source.folder, source.name, status), status
 
     async def over(self, moving: Moving) -> None:
@@ -239,12 +250,14 @@ class Background:
 
     async def _mind_others(self, moving: Moving) -> None:
         """Let the move pause while memory or its disk is short."""
-        progress = moving.job.progress
+        progress, folder = moving.job.progress, moving.job.request.target.folder
         while not moving.done.is_set():
             with trio.move_on_after(_LOOK_SECONDS):
                 await moving.done.wait()
                 return
-            moving.paused = await trio.to_thread.run_sync(_pressure, moving, abandon_on_cancel=True)
+            moving.paused = await trio.to_thread.run_sync(
+                reason_to_wait, folder, abandon_on_cancel=True
+            )
             if bool(moving.paused) is not progress.paused:
                 log.info(
                     "%s: %s", moving.record.source.shown, moving.paused or "the copying goes on"
@@ -297,7 +310,6 @@ class Background:
             log.warning("%s cannot be moved: %s", moving.record.source.shown, failure.strerror)
             await self._give_up(moving, State.FAILED, failure.errno or EIO)
         else:
-            self._show_plainly(moving, arrival=True, departure=False)
             moving.arrived.set()
             await _in_thread(moving.job.retire)
             self._end(moving)
@@ -314,7 +326,9 @@ class Background:
                 raise CancelledError
             await idle(vault, ends)
             await find_lost(vault, ends)
-            over = ChangeOver(vault, [(moving.source, moving.target)], job.request, settled)
+            # At once with its node: what lies at the old name must not be shown at the new one any more.
+            show = partial(self._show_plainly, moving, arrival=True, departure=False)
+            over = ChangeOver(vault, [(moving.source, moving.target)], job.request, settled, show)
             job.progress.check()
             moving.committing = True
             try:
@@ -356,18 +370,6 @@ class Background:
 async def _in_thread(function: Callable[..., object], *arguments: object) -> object:
     with elsewhere:
         return await trio.to_thread.run_sync(function, *arguments)
-
-
-def _pressure(moving: Moving) -> str:
-    """In a thread: why the move had better wait, "" if it need not."""
-    if memory_is_short():
-        return "the copying waits: memory is short"
-    try:
-        if disk_is_short(moving.job.request.target.folder):
-            return "the copying waits: there is little room on the target"
-    except OSError:
-        pass  # it is closed by now, or the copying will meet the same error
-    return ""
 
 
 def forget_names(moving: Moving) -> None:

@@ -109,14 +109,14 @@ async def _reply_arrival(
     shifted = handle.node.shifted
     moving = None if shifted is None else shifted.arrivals.get(name)
     try:
-        if moving is not None:
-            node, status = await vault.background.entry(moving, handle.caller)
-        else:  # it has arrived
+        found = None if moving is None else await vault.background.entry(moving, handle.caller)
+        if found is None:  # it has arrived
             branch = handle.node.branch
             status = await branch.call(handle.caller, stat_at, handle.fd, name)
-            node = vault.tree.found(handle.node, name, status)
+            found = vault.tree.found(handle.node, name, status), status
     except OSError:
         return True  # it has gone
+    node, status = found
     if not reply(name, node, status, position + 1):
         vault.tree.drop_unused(node)
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -126,7 +126,8 @@ async def find_lost(vault: Vault, ends: Sequence[MoveEnd]) -> None:
 class ChangeOver:
     """What goes over with a move. To be made while the ends are frozen.
 
-    `ways`: each old end and the new one that it comes to; two of them for an exchange.
+    `ways`: each old end and the new one that it comes to; two of them for an exchange. `show`: shows the new
+    names plainly, once the nodes have followed.
     """
 
     def __init__(
@@ -135,11 +136,13 @@ class ChangeOver:
         ways: list[tuple[MoveEnd, MoveEnd]],
         request: Request,
         settled: trio.Event,
+        show: Callable[[], None] = lambda: None,
     ) -> None:
         self._vault = vault
         self._ways = ways
         self._request = request
         self._switches = [_switches(vault, old.node, settled) for old, _ in ways]
+        self._show = show
         self.followed = False
 
     def follow(self, copied: tuple[Copied, ...]) -> None:
@@ -149,6 +152,7 @@ class ChangeOver:
             if old.node is not None:
                 _follow(self._vault, old.node, old.branch, new)
                 _rekey_copied(self._vault, one, old.node, old.branch, new.branch)
+        self._show()
 
     @property
     def on_commit(self) -> OnCommit:

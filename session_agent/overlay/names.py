@@ -31,12 +31,12 @@ async def lookup(vault: Vault, parent_id: int, name: bytes, caller: Caller) -> E
     if parent.mounted is not None and name in parent.mounted:
         node = parent.mounted[name]
         return node, await status_of(vault, node, caller)
-    if parent.shifted is not None:
-        moving = parent.shifted.arrivals.get(name)
-        if moving is not None:
-            return await vault.background.entry(moving, caller)
-        if name in parent.shifted.departures:
-            raise error(ENOENT)
+    while parent.shifted is not None and (moving := parent.shifted.arrivals.get(name)):
+        shown = await vault.background.entry(moving, caller)
+        if shown is not None:
+            return shown
+    if parent.shifted is not None and name in parent.shifted.departures:
+        raise error(ENOENT)
     if name.startswith(b"."):
         if name in (b".", b".."):
             folder = parent if name == b"." else vault.background.shown_parent(parent)

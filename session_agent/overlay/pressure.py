@@ -10,6 +10,18 @@ _ROOM = 64 << 20  # bytes to be left on the target for others; less on a small d
 _SMALL = 100  # a small disk has to keep this part of its size free
 
 
+def reason_to_wait(folder: int) -> str:
+    """Why copying into the folder had better wait, "" if it need not. May wait for a remote one."""
+    if memory_is_short():
+        return "the copying waits: memory is short"
+    try:
+        if disk_is_short(folder):
+            return "the copying waits: there is little room on the target"
+    except OSError:
+        pass  # it is closed by now, or the copying will meet the same error
+    return ""
+
+
 def memory_is_short() -> bool:
     """By the kernel's pressure stall information; False where it gives none."""
     try:
