@@ -26,6 +26,7 @@ _AT_EMPTY_PATH = 0x1000
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 _UTIME_NOW = (1 << 30) - 1
 _UTIME_OMIT = (1 << 30) - 2
+_STATX_BTIME = 0x800
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 _SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159}.get(os.uname().machine, -1)
@@ -62,6 +63,14 @@ _utimensat_slow = _libc.utimensat  # lets others run, as one of them may have to
 _utimensat_slow.argtypes = _utimensat.argtypes
 _futimens = _libc.futimens  # likewise
 _futimens.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_statx = _libc_fast.statx
+_statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
 _fstatfs = _libc_fast.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _prctl = _libc.prctl
@@ -111,6 +120,28 @@ def start_writing(fd: int, offset: int, count: int) -> None:
     """sync_file_range(2): let the disk begin with these bytes. A hint: nothing is durable by it."""
     if _sync_file_range(fd, offset, count, SYNC_FILE_RANGE_WRITE):
         _raise()
+
+
+class _Status(ctypes.Structure):
+    """struct statx (include/uapi/linux/stat.h), as far as it is used here."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("before", ctypes.c_ubyte * 76),
+        ("born_seconds", ctypes.c_int64),
+        ("born_ns", ctypes.c_uint32),
+        ("behind", ctypes.c_ubyte * 164),
+    )
+
+
+def born_at(folder: int, name: bytes) -> int:
+    """When the file `name` was made, in ns; 0 where the file system does not keep that. statx(2)."""
+    status = _Status()
+    if _statx(folder, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, ctypes.byref(status)):
+        _raise(name)
+    if not status.mask & _STATX_BTIME:
+        return 0
+    return int(status.born_seconds) * 1_000_000_000 + int(status.born_ns)
 
 
 class _FileHandle(ctypes.Structure):

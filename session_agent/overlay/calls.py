@@ -50,6 +50,24 @@ def opened(fd: int) -> Opened:
         raise
 
 
+def open_folders(start: int, names: list[bytes]) -> list[Opened]:
+    """Open the folders `names` one below the other, from `start` on: O_PATH descriptors.
+
+    Whether they are the folders that were meant is for the caller to compare.
+    """
+    found: list[Opened] = []
+    folder = start
+    try:
+        for name in names:
+            folder = open_at(folder, name, FOLDER)
+            found.append(Opened(folder, os.fstat(folder)))
+    except OSError:
+        for fd, _ in found:
+            os.close(fd)
+        raise
+    return found
+
+
 def open_file(folder: int, name: bytes, flags: int, mode: int = 0) -> Opened:
     """Open, or with O_CREAT create, the file `name`. ESTALE for a symbolic link, which is new there."""
     try:

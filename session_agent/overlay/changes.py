@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from session_agent.overlay.tree import FolderNode, Key
+from session_agent.overlay.tree import FolderNode, Key, Node
 
 
 @dataclass(slots=True)
@@ -57,6 +57,51 @@ class Unclosed:
     def discard(self, key: Key) -> None:
         """It was closed."""
         self._keys.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Was:
+    """What was known at a name. `node`: None if the kernel has forgotten it since."""
+
+    key: Key
+    is_folder: bool
+    node: Node | None = None
+
+
+class Forgotten:
+    """What the kernel was told of in watched folders, and has forgotten: programs may have seen it.
+
+    Without it, that such a file is gone would not be found by comparing. What was forgotten first is given
+    up when it is too much.
+    """
+
+    LIMIT = 50_000
+
+    def __init__(self) -> None:
+        self._in: dict[FolderNode, dict[bytes, Was]] = {}
+        self._count = 0
+
+    def add(self, node: Node) -> None:
+        """The kernel forgets this node."""
+        assert node.parent is not None
+        names = self._in.setdefault(node.parent, {})
+        self._count += node.name not in names
+        names[node.name] = Was(node.key, isinstance(node, FolderNode))
+        while self._count > self.LIMIT:
+            self.leave(next(iter(self._in)))
+
+    def of(self, folder: FolderNode) -> dict[bytes, Was]:
+        """What was in the folder."""
+        return self._in.get(folder, {})
+
+    def discard(self, folder: FolderNode, name: bytes) -> None:
+        """Programs have been told how things are at that name."""
+        if (names := self._in.get(folder)) and names.pop(name, None):
+            self._count -= 1
+
+    def leave(self, folder: FolderNode) -> None:
+        """Nobody hears of what is in the folder any more."""
+        self._count -= len(self._in.pop(folder, ()))
 
 
 class Pending:

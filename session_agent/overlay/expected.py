@@ -29,7 +29,7 @@ from session_agent.overlay.heralding import (
     TOUCH,
     VERB_BITS,
 )
-from session_agent.overlay.tree import FolderNode, Node, version_of
+from session_agent.overlay.tree import REMOVED, FolderNode, Node, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Entry, Vault
@@ -180,6 +180,8 @@ class Expected:
             # Where a program has made the name anew, the kernel must not remove that.
             if (parent_id, name) not in step.shown and await self.status(*place) is not None:
                 raise _error(ENOENT)
+            if (old := self.old.get((parent_id, name))) is not None:
+                old.announced = REMOVED
             return step.change.folder, _stand_in(stat.S_IFDIR)
         if verb == "rename" and source is not None and await self.status(*source) is not None:
             raise _error(ENOENT)  # the name is another file's by now

@@ -24,7 +24,7 @@ from session_agent.moves.snapshot import Copied
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle, Handle
-from session_agent.overlay.tree import FolderNode, Node, open_folders
+from session_agent.overlay.tree import FolderNode, Node
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Vault
@@ -206,7 +206,7 @@ def _switch(place: Place, switches: list[_Switch]) -> None:
     assume(AGENT)
     for switch in switches:
         *above, last = (place.name, *switch.below)
-        opened = open_folders(place.folder, above)
+        opened = calls.open_folders(place.folder, above)
         try:
             fd = open_at(opened[-1].fd if opened else place.folder, last, switch.flags)
         finally:

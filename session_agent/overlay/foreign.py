@@ -23,7 +23,7 @@ from session_agent.overlay.expected import Expected
 from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.hearing import Hearing
 from session_agent.overlay.heralding import MOST_BRANCHES, Started
-from session_agent.overlay.inotify import Allowance, Queue
+from session_agent.overlay.inotify import Allowance, Queue, Watch
 from session_agent.overlay.listeners import listened
 from session_agent.overlay.looking import LOCAL_PER_MINUTE, Looked, Looker
 from session_agent.overlay.polling import elsewhere
@@ -84,6 +84,7 @@ class Foreign:
         self._remote_per_minute = remote_per_minute
         self.active = True
         self._vault.tree.on_leave = self.leave
+        self._vault.tree.on_forget = self._forgot
         self._vault.tree.catch_up = self._catch_up
         for branch in self._vault.branches:
             self._chain(branch)
@@ -260,10 +261,18 @@ class Foreign:
         chain = self._chains.get(folder.branch)
         if chain is not None:
             chain.telling.new.pop(folder, None)
+            chain.telling.forgotten.leave(folder)
             if chain.hearing is not None:
                 chain.hearing.leave(folder)
             if chain.looker is not None:
                 chain.looker.leave(folder)
+
+    def _forgot(self, node: Node) -> None:
+        folder = node.parent
+        if folder is not None and isinstance(folder.watch, Watch) and self.active:
+            chain = self._chains.get(folder.branch)
+            if chain is not None:
+                chain.telling.forgotten.add(node)
 
     def _watch_instead(self, folder: FolderNode) -> bool:
         """Watch a folder that was only looked at, if there is room by now."""

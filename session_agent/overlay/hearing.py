@@ -141,19 +141,18 @@ class Hearing:
                     self._telling.begin()
                     await trio.lowlevel.checkpoint()
                     now = time.time_ns()
-            queue.read_until = now
-            self._end_of_queue()
+            self._end_of_queue(now)
 
     def drain(self) -> None:
         """Read what has happened until now, while it is known whose doing it is."""
         now = time.time_ns()
         while events := self._queue.take(_AT_ONCE):
             self._take(events)
-        self._queue.read_until = now
-        self._end_of_queue()
+        self._end_of_queue(now)
 
-    def _end_of_queue(self) -> None:
+    def _end_of_queue(self, until: int) -> None:
         queue = self._queue
+        queue.read_until = until
         for folder, name, is_folder in queue.left.values():  # moved out of what is watched
             self._telling.pending.removed(folder, name, is_folder)
         queue.left.clear()
@@ -192,7 +191,7 @@ class Hearing:
             if mask & MOVED_TO:
                 self._queue.left.pop(cookie, None)
             if mask & NAMES:
-                telling.pending.told(folder, name)
+                telling.told(folder, name)
             return
         if mask & NAMES:
             self._changed[folder.id] = None
@@ -204,7 +203,9 @@ class Hearing:
             telling.name_changed(folder, name, stale)
         elif not telling.file_changed(folder, name, closed=bool(mask & CLOSE_WRITE)):
             return
-        if not telling.is_hidden(folder, name) and not telling.is_full(folder):
+        if not telling.is_hidden(folder, name) and not telling.is_full(
+            folder, self._queue.read_until
+        ):
             self._gather(folder, name, mask, cookie)
 
     def _gather(self, folder: FolderNode, name: bytes, mask: int, cookie: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,11 +18,12 @@ import trio
 
 from session_agent.fsutil.at import stat_at
 from session_agent.fsutil.credentials import AGENT, assume
+from session_agent.fsutil.syscalls import born_at
 from session_agent.overlay import calls
 from session_agent.overlay.announcing import Announcer
-from session_agent.overlay.changes import Changed, Pending, Unclosed
+from session_agent.overlay.changes import Changed, Forgotten, Pending, Unclosed, Was
 from session_agent.overlay.expected import KnownNodes
-from session_agent.overlay.tree import FolderNode, Node, version_of
+from session_agent.overlay.tree import FolderNode, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.branches import OpenBranch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 64  # changes announced before others get their turn
-_SLACK = 1_000_000_000  # ns that a folder's files may be older than the last event that was read
+_SLACK = 1_000_000_000  # ns that files may be older than what happened to them
 
 
 class Stale(IntEnum):
@@ -83,6 +83,7 @@ class Telling:
         self.counts = counts
         self.pending = Pending()
         self.unclosed = Unclosed()
+        self.forgotten = Forgotten()
         self.new: dict[FolderNode, None] = {}  # to be watched
         self.is_ours = is_ours
         self._vault = vault
@@ -104,13 +105,17 @@ class Telling:
         limits = self._vault.limits
         return limits is not None and not limits.shown(folder, (name,))
 
-    def is_full(self, folder: FolderNode) -> bool:
-        """Whether too much waits to be told: then the folder will be compared."""
-        if len(self.pending) < Pending.LIMIT:
+    def is_full(self, folder: FolderNode, since: int) -> bool:
+        """Whether too much waits to be told. Then the folder is compared, for all that has happened `since`.
+
+        Until then nothing more is gathered of it: a file of which only a later event was told would pass for
+        one that is known.
+        """
+        if len(self.pending) < Pending.LIMIT and folder not in self._lost:
             return False
         self.counts.dropped += 1
         self.counts.rescanned += folder not in self._lost
-        self._lost.setdefault(folder, time.time_ns() - _SLACK)
+        self._lost.setdefault(folder, since)
         return True
 
     def lose(self, folders: Iterable[FolderNode], since: int) -> None:
@@ -118,7 +123,7 @@ class Telling:
         before = len(self._lost)
         for folder in folders:
             self._doubtful.append(folder)
-            self._lost.setdefault(folder, since - _SLACK)
+            self._lost.setdefault(folder, since)
         self.counts.rescanned += len(self._lost) - before
 
     def begin(self) -> None:
@@ -227,8 +232,7 @@ class Telling:
                 if changes:
                     await self._announce(announcer, changes)
                 elif self._lost:
-                    lost = [self._lost.popitem() for _ in range(min(len(self._lost), _AT_ONCE))]
-                    await self._compare(lost)
+                    await self._compare(self._take_lost())
                 await trio.lowlevel.checkpoint()
 
     def _has_work(self) -> bool:
@@ -254,7 +258,13 @@ class Telling:
                 self._run_out(*change.source)
         self.counts.announced += await announcer.announce(changes, old)
 
+    def told(self, folder: FolderNode, name: bytes) -> None:
+        """A program in the vault has changed what is at that name."""
+        self.pending.told(folder, name)
+        self.forgotten.discard(folder, name)
+
     def _run_out(self, folder: FolderNode, name: bytes) -> None:
+        self.forgotten.discard(folder, name)
         self._stale.pop((folder, name), None)
         self._absent.pop(folder.id, name)
 
@@ -270,19 +280,22 @@ class Telling:
                 known[parent.id, node.name] = node
         return known
 
+    def _take_lost(self) -> list[tuple[FolderNode, int]]:
+        return [self._lost.popitem() for _ in range(min(len(self._lost), _AT_ONCE))]
+
     async def _compare(self, lost: list[tuple[FolderNode, int]]) -> None:
         """Find out what events would have told of these folders, each since then (ns)."""
         everything = await self._known(folder for folder, _ in lost)
-        known: dict[int, dict[bytes, Node]] = {}
+        known = {folder.id: dict(self.forgotten.of(folder)) for folder, _ in lost}
         for (folder_id, name), node in everything.items():
-            known.setdefault(folder_id, {})[name] = node
+            known[folder_id][name] = Was(node.key, isinstance(node, FolderNode), node)
         for folder, since in lost:
             try:
                 found = await self.look(folder)
             except OSError as failure:
                 log.info("a folder cannot be compared: %s", failure.strerror)
                 continue
-            before = known.get(folder.id, {})
+            before = known[folder.id]
             for name in {*before, *found}:
                 if not self.is_ours(folder, name) and not self.is_hidden(folder, name):
                     self._compare_one(folder, name, before.get(name), found.get(name), since)
@@ -300,21 +313,31 @@ class Telling:
         self,
         folder: FolderNode,
         name: bytes,
-        node: Node | None,
+        was: Was | None,
         status: os.stat_result | None,
         since: int,
     ) -> None:
-        is_folder = isinstance(node, FolderNode)
         if status is None:
-            self.pending.removed(folder, name, is_folder)
+            self.pending.removed(folder, name, was is not None and was.is_folder)
             return
-        if status.st_ctime_ns < since:
+        if status.st_ctime_ns < since - _SLACK:
             return
         key = self._vault.tree.key(folder.branch, status.st_dev, status.st_ino)
-        if node is None or node.key != key:
-            self.name_changed(folder, name, Stale.CHANGED if node else Stale.MADE)
-            if node is not None:
-                self.pending.removed(folder, name, is_folder)
+        if was is None or was.key != key:
+            self.name_changed(folder, name, Stale.CHANGED if was else Stale.MADE)
+            if was is not None:
+                self.pending.removed(folder, name, was.is_folder)
             self.pending.made(folder, name)
-        elif not is_folder and node.announced != version_of(status):
+            return
+        announced = None if was.node is None else was.node.announced
+        if was.node is not None and announced is None and self._is_born_since(folder, name, since):
+            self.pending.made(folder, name)  # a program has come upon it, but none was told
+        elif not was.is_folder and announced != version_of(status):
             self.pending.modified(folder, name, contents=True)
+
+    def _is_born_since(self, folder: FolderNode, name: bytes, since: int) -> bool:
+        try:
+            assume(AGENT)
+            return born_at(folder.fd, name) >= since
+        except OSError:  # it has gone, of which others tell
+            return False

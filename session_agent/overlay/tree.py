@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeAlias
 
-from session_agent.fsutil.at import FOLDER, Opened, open_at
-
 if TYPE_CHECKING:
     from session_agent.overlay.accepted import Moving
     from session_agent.overlay.branches import OpenBranch
@@ -44,6 +42,10 @@ _HASHED = 1 << 62
 def version_of(status: os.stat_result) -> Version:
     """The version of the file that has this status."""
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+REMOVED: Version = (0, 0, -1)
+"""Of a node of which programs were told that it is gone."""
 
 
 class Node:
@@ -160,6 +162,7 @@ class Tree:
         # By object: a folder that the kernel has forgotten may be reached through a child it knows.
         self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
         self._folder_limit = folder_limit
+        self.on_forget: Callable[[Node], None] = lambda _: None
         self.on_leave: Callable[[FolderNode], None] = lambda _: None
         self.catch_up: Callable[[FolderNode, int], None] = lambda _folder, _changed: None
         self.root = FolderNode(ROOT_ID, ROOT_ID, None, b"", root_branch)
@@ -243,17 +246,19 @@ class Tree:
             self.catch_up(node, status.st_ctime_ns)
             if node.key != key:  # removed
                 return self._new(key, parent, name, status)
-        if node.parent is not parent and file_format == stat.S_IFDIR:
-            assert isinstance(node, FolderNode)
+        if elsewhere:
+            self._put(node, parent, name)
+        return node
+
+    def _put(self, node: Node, parent: FolderNode, name: bytes) -> None:
+        if node.parent is not parent and isinstance(node, FolderNode):
             if _leads_up(parent, node):
-                return node
+                return
             if node.branch is not parent.branch:
                 # It went along with a folder that was moved to another branch, and is back already.
                 self.detach(node, node.branch)
                 node.transfer(parent.branch)
-        node.parent = parent
-        node.name = name
-        return node
+        node.parent, node.name = parent, name
 
     def made(self, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         """The node for what was just made: none that the kernel knows, but for a file with another name.
@@ -323,6 +328,8 @@ class Tree:
         if type(node) is FolderNode and node.is_branch_root:
             node.lookups = 0
             return
+        if node.key > 0 and node.announced is not REMOVED:
+            self.on_forget(node)
         self._close(node)
         del self._by_id[node.id]
         self._elsewhere.pop(node.key, None)
@@ -380,21 +387,3 @@ def _leads_up(folder: FolderNode, top: Node) -> bool:
             return True
         step = step.parent
     return False
-
-
-def open_folders(start: int, names: list[bytes]) -> list[Opened]:
-    """Open the folders `names` one below the other, from `start` on: O_PATH descriptors.
-
-    Whether they are the folders that were meant is for the caller to compare.
-    """
-    opened: list[Opened] = []
-    folder = start
-    try:
-        for name in names:
-            folder = open_at(folder, name, FOLDER)
-            opened.append(Opened(folder, os.fstat(folder)))
-    except OSError:
-        for fd, _ in opened:
-            os.close(fd)
-        raise
-    return opened

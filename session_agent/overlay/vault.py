@@ -25,7 +25,7 @@ from session_agent.overlay.background import Background
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.foreign import Foreign
 from session_agent.overlay.handles import HandleTable
-from session_agent.overlay.tree import FolderNode, Node, Tree, open_folders
+from session_agent.overlay.tree import FolderNode, Node, Tree
 
 if TYPE_CHECKING:
     from session_agent.overlay.limits import Limits
@@ -126,10 +126,10 @@ class Vault:
                     raise error(ENOTCONN)
                 continue
             try:
-                found = open_folders(folder.fd, [name])[0]
+                found = calls.open_folders(folder.fd, [name])[0]
             except FileNotFoundError:
                 os.mkdir(name, 0o755, dir_fd=folder.fd)
-                found = open_folders(folder.fd, [name])[0]
+                found = calls.open_folders(folder.fd, [name])[0]
             node = self.tree.found(folder, name, found.status)
             assert isinstance(node, FolderNode)
             node.lookups += 1
@@ -170,7 +170,7 @@ class Vault:
         branch = folder.branch
         names = [node.name for node in chain]
         try:
-            found = await branch.call(AGENT, open_folders, above.fd, names)
+            found = await branch.call(AGENT, calls.open_folders, above.fd, names)
         except (FileNotFoundError, NotADirectoryError):  # also of a symbolic link
             raise error(ESTALE) from None
         for node, (fd, status) in zip(chain, found, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EBADF, EBUSY, EINVAL, ENOENT, EXDEV
@@ -143,3 +144,31 @@ def test_any_user_that_there_can_be(tmp_path: Path, uid: int) -> None:
     thread.join()
     os.close(folder)
     assert owners == [(uid, uid)]
+
+
+def test_when_a_file_was_made(tmp_path: Path) -> None:
+    """Written to, replaced and linked to since, it was made when it was made; a link is not followed."""
+    folder = os.open(tmp_path, os.O_PATH)
+    try:
+        before = time.time_ns() - 100_000_000  # file systems' clocks are a tick behind
+        (tmp_path / "file").write_bytes(b"1")
+        born = syscalls.born_at(folder, b"file")
+        assert before < born < time.time_ns()
+        time.sleep(0.05)
+        (tmp_path / "file").write_bytes(b"22")
+        (tmp_path / "file").rename(tmp_path / "other")
+        (tmp_path / "link").symlink_to("other")
+        assert syscalls.born_at(folder, b"other") == born < os.stat(tmp_path / "other").st_mtime_ns
+        assert syscalls.born_at(folder, b"link") > born
+        with pytest.raises(FileNotFoundError):
+            syscalls.born_at(folder, b"file")
+    finally:
+        os.close(folder)
+
+
+def test_a_file_system_that_does_not_keep_when_files_were_made() -> None:
+    folder = os.open("/proc", os.O_PATH)
+    try:
+        assert syscalls.born_at(folder, b"version") == 0
+    finally:
+        os.close(folder)

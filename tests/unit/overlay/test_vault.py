@@ -17,7 +17,7 @@ from session_agent.model import Branch, MountKind, MountState
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import Handle
-from session_agent.overlay.tree import FolderNode, Node, open_folders
+from session_agent.overlay.tree import FolderNode, Node
 from session_agent.overlay.vault import Vault
 from tests.support.branches import branch as described
 
@@ -283,7 +283,7 @@ def test_folders_one_below_the_other(tmp_path: Path) -> None:
     (tmp_path / "a/b/c").mkdir(parents=True)
     start = os.open(tmp_path, os.O_PATH)
     before = os.listdir("/proc/self/fd")
-    opened = open_folders(start, [b"a", b"b", b"c"])
+    opened = calls.open_folders(start, [b"a", b"b", b"c"])
     assert [one.status.st_ino for one in opened] == [
         os.stat(tmp_path / name).st_ino for name in ("a", "a/b", "a/b/c")
     ]
@@ -293,7 +293,7 @@ def test_folders_one_below_the_other(tmp_path: Path) -> None:
     (tmp_path / "a/file").touch()
     for names in ([b"a", b"link", b"c"], [b"a", b"file"], [b"a", b"b", b"absent"]):
         with pytest.raises(OSError, match=r"Not a directory|No such file"):
-            open_folders(start, names)
+            calls.open_folders(start, names)
     assert os.listdir("/proc/self/fd") == before
     os.close(start)
 
