@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import ECONNRESET
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ class Herald:
         self._connection = trio.socket.from_stdlib_socket(started.connection)
         self.steps = memoryview(started.steps).cast("I")
         self.expected = expected
-        self._answers: dict[int, int] = {}
+        self._answers: dict[int, list[int]] = {}
         self._waiting: dict[int, trio.Event] = {}
         self.gone = trio.Event()
 
@@ -83,7 +83,7 @@ class Herald:
         decoder = msgspec.msgpack.Decoder(Answer)
         while data := await self._hear():
             answer = decoder.decode(data)
-            self._answers[answer.branch] = answer.count
+            self._answers[answer.branch] = answer.numbers
             self._waiting[answer.branch].set()
         log.error("the process that announces foreign changes is gone: there are no more events")
         self.expected.clear()
@@ -97,7 +97,7 @@ class Herald:
         except OSError:
             return b""
 
-    async def ask(self, branch: int, work: Work) -> int:
+    async def ask(self, branch: int, work: Work) -> list[int]:
         """Have work done for a branch, one at a time for each; its answer. ConnectionError if it is gone."""
         if self.gone.is_set():
             raise ConnectionResetError(ECONNRESET, os.strerror(ECONNRESET))
@@ -122,14 +122,17 @@ class Announcer:
         self._branch = branch
         self._unclosed = unclosed
         self._expected = Expected(vault, herald.steps, branch)
+        self._failed: list[
+            Changed
+        ] = []  # because the kernel does not know things as they were, say
 
     async def begin(self) -> None:
         """Before anything else. The vault has answered a request when this returns."""
         begin = Begin(os.fsencode(self._mounted.path), self._mounted.device)
-        thread = await self._ask(begin)
+        (thread,) = await self._ask(begin)
         self._herald.expected[thread] = self._expected
 
-    async def _ask(self, work: Work) -> int:
+    async def _ask(self, work: Work) -> list[int]:
         return await self._herald.ask(self._branch, work)
 
     async def refresh(self, places: list[tuple[FolderNode, bytes]]) -> None:
@@ -145,16 +148,23 @@ class Announcer:
         if names:
             await self._ask(Refresh(names))
 
-    async def announce(self, changes: list[Changed], old: KnownNodes) -> int:
-        """Announce the changes. Answers how many of them programs could hear of.
+    async def announce(self, changes: list[Changed], old: KnownNodes) -> list[Changed]:
+        """Announce the changes. Answers those that programs could hear of.
 
         `old`: what the kernel knew in their folders, by name.
         """
         self._expected.old = old
-        count, room = 0, _ROOM
+        announced = await self._announce(changes)
+        failed = [change for change in self._failed for change in change.otherwise()]
+        return announced + await self._announce(failed)
+
+    async def _announce(self, changes: list[Changed]) -> list[Changed]:
+        announced: list[Changed] = []
+        self._failed = []
+        room = _ROOM
         told: list[Told] = []
         of: list[Changed] = []
-        for change in changes:
+        for change in [part for one in changes for part in await self._parts(one)]:
             one = await self._told(change)
             if one is None:
                 continue
@@ -162,28 +172,40 @@ class Announcer:
             of.append(change)
             room -= _size(one.path) + _size(one.source_path)
             if room < 0:
-                count += await self._tell(told, of)
+                announced += await self._tell(told, of)
                 told, of, room = [], [], _ROOM
             if len(of) % 8 == 7:
                 await trio.lowlevel.checkpoint()  # requests of programs get their turn
-        return count + await self._tell(told, of)
+        return announced + await self._tell(told, of)
 
-    async def _tell(self, told: list[Told], changes: list[Changed]) -> int:
+    async def _tell(self, told: list[Told], changes: list[Changed]) -> list[Changed]:
         if not told:
-            return 0
+            return []
         self._expected.begin(changes)
-        count = await self._ask(Tell(told))
+        numbers = await self._ask(Tell(told))
         for one in told:
             if one.node_id:
                 self._vault.tree.forget(one.node_id, 0)  # unless the kernel was told of it
-        return count
+        self._failed += [change for index, change in enumerate(changes) if index not in numbers]
+        return [changes[number] for number in numbers]
+
+    async def _parts(self, change: Changed) -> list[Changed]:
+        """The change; of a rename that is none by what is there now, what has come of it."""
+        if change.source is None:
+            return [change]
+        if await self._expected.status(change.folder, change.name) is None:
+            end = replace(change, source=None)
+            return [end] if change.source_made else [Changed(*change.source, removed=True), end]
+        if await self._expected.status(*change.source) is not None:
+            # That name is another file's by now, and must not be lost to those who look for it.
+            return [replace(change, source=None, made=True, removed=True)]
+        return [change]
 
     async def _told(self, change: Changed) -> Told | None:
         """None if programs have been told already: of what the vault did itself, or a moment ago."""
         status = await self._expected.status(change.folder, change.name)
-        if change.source is not None and await self._expected.status(*change.source) is not None:
-            # That name is another file's by now, and must not be lost to those who look for it.
-            change.source, change.made, change.removed = None, True, True
+        if status is None:
+            change.made = False
         node_id = 0
         if change.source is not None and status is not None:
             node_id = self._vault.tree.found(change.folder, change.name, status).id
@@ -193,7 +215,9 @@ class Announcer:
         if not (change.removed or change.replaced or (modified and status is not None)):
             return None
         source = change.folder if change.source is None else change.source[0]
-        known = (change.folder.id, change.name) in self._expected.old
+        old = self._expected.old.get((change.folder.id, change.name))
+        if old is not None:
+            change.was_folder = isinstance(old, FolderNode)
         return Told(
             path=_path(change.folder),
             name=change.name,
@@ -202,7 +226,7 @@ class Announcer:
             mode=0 if status is None else status.st_mode,
             device=0 if status is None else status.st_rdev,
             node_id=node_id,
-            was_known=known,
+            was_known=old is not None,
             removed=change.removed,
             was_folder=change.was_folder,
             renamed=change.source is not None,

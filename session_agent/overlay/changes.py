@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from session_agent.overlay.tree import FolderNode, Key, Node
 
@@ -13,7 +14,7 @@ class Changed:
     """What has happened to one name, in this order: removed, renamed to it or made, modified, closed.
 
     `source`: the name that it was renamed from; `source_made`: which was itself made just before;
-    `source_closed`: and written and closed, too.
+    `source_closed`: and written and closed, too. `told`: programs may have heard of what was made.
     """
 
     folder: FolderNode
@@ -24,6 +25,7 @@ class Changed:
     source_made: bool = False
     source_closed: bool = False
     made: bool = False
+    told: bool = False
     contents: bool = False
     attributes: bool = False
     closed: bool = False  # by somebody who could write to it
@@ -32,6 +34,12 @@ class Changed:
     def replaced(self) -> bool:
         """Whether something else is to be found at the name after all that."""
         return self.made or self.source is not None
+
+    def otherwise(self) -> list[Changed]:
+        """The same story, for a kernel that does not know things as they were: a removal and a creation."""
+        removed = self.source is not None or (self.removed and not self.made)
+        end = replace(self, source=None, made=self.replaced, removed=removed)
+        return [end] if self.source is None else [Changed(*self.source, removed=True), end]
 
 
 class Unclosed:
@@ -104,13 +112,20 @@ class Forgotten:
         self._count -= len(self._in.pop(folder, ()))
 
 
+Place: TypeAlias = tuple[FolderNode, bytes]
+
+
 class Pending:
     """At most one change a name, in the order in which they began."""
 
     LIMIT = 20_000
 
     def __init__(self) -> None:
-        self._changes: dict[tuple[FolderNode, bytes], Changed] = {}
+        self._changes: dict[Place, Changed] = {}
+        self._told: set[Place] = set()
+        # What was renamed, until it is known to what: by the cookies of both events, and by the old name.
+        self._left: dict[int, tuple[Place, bool]] = {}
+        self._cookies: dict[Place, int] = {}
 
     def __len__(self) -> int:
         return len(self._changes)
@@ -121,11 +136,14 @@ class Pending:
         return [self._changes.pop(place) for place in places]
 
     def _at(self, folder: FolderNode, name: bytes) -> Changed:
+        self._nowhere((folder, name))
         return self._changes.setdefault((folder, name), Changed(folder, name))
 
     def made(self, folder: FolderNode, name: bytes) -> None:
         """A new file."""
-        self._at(folder, name).made = True
+        change = self._at(folder, name)
+        change.made = True
+        change.told |= (folder, name) in self._told
 
     def modified(self, folder: FolderNode, name: bytes, *, contents: bool) -> None:
         """Other contents, or other attributes."""
@@ -142,26 +160,70 @@ class Pending:
 
     def removed(self, folder: FolderNode, name: bytes, is_folder: bool) -> None:
         """The name is gone. If nobody has been told that it was there, nobody is told that it went."""
+        self._nowhere((folder, name))
         change = self._changes.pop((folder, name), None)
         if change is not None and change.source is not None:
             if not change.source_made:
-                source_folder, source_name = change.source
-                self.removed(source_folder, source_name, is_folder)
-        elif change is not None and change.made and not change.removed:
+                self._vacated(*change.source, is_folder)
+        elif change is not None and change.made and not change.removed and not change.told:
             return
         gone = self._at(folder, name)
         gone.removed, gone.was_folder = True, is_folder
 
+    def _vacated(self, folder: FolderNode, name: bytes, is_folder: bool) -> None:
+        """What was at that name is gone, and went before all that has come there since."""
+        gone = self._at(folder, name)
+        if not gone.removed:
+            gone.removed, gone.was_folder = True, is_folder
+
     def told(self, folder: FolderNode, name: bytes) -> None:
         """A program in the vault has changed that name itself: whoever listens knows how things are there."""
+        self._nowhere((folder, name))
         change = self._changes.pop((folder, name), None)
         if change is not None and change.source is not None and not change.source_made:
-            self.removed(*change.source, change.was_folder)
+            self._vacated(*change.source, change.was_folder)
+        self._told.add((folder, name))
 
-    def renamed(
-        self, source: tuple[FolderNode, bytes] | None, folder: FolderNode, name: bytes
-    ) -> None:
+    def all_told(self) -> None:
+        """What the vault did itself is not to be taken for what others do any more.
+
+        Until then it may be: which of two events of one kind and name is whose is not known (see hearing).
+        """
+        self._told.clear()
+
+    def left(self, cookie: int, folder: FolderNode, name: bytes, is_folder: bool) -> None:
+        """Renamed: to what is told next, or never."""
+        self._nowhere((folder, name))
+        self._left[cookie] = (folder, name), is_folder
+        self._cookies[folder, name] = cookie
+
+    def arrived(self, cookie: int, folder: FolderNode, name: bytes) -> None:
+        """This is what it was renamed to."""
+        place, _ = self._left.pop(cookie, (None, False))
+        if place is not None:
+            del self._cookies[place]
+        self.renamed(place, folder, name)
+
+    def gone(self, cookie: int) -> None:
+        """It was renamed to what programs know of in another way."""
+        if cookie in self._left:
+            self._nowhere(self._left[cookie][0])
+
+    def all_gone(self) -> None:
+        """What was renamed, and nobody knows to what, has gone to where nobody watches."""
+        for place in list(self._cookies):
+            self._nowhere(place)
+
+    def _nowhere(self, place: Place) -> None:
+        """Before anything else is told of that name: what was renamed from it is gone."""
+        cookie = self._cookies.pop(place, None)
+        if cookie is not None:
+            _, is_folder = self._left.pop(cookie)
+            self.removed(*place, is_folder)
+
+    def renamed(self, source: Place | None, folder: FolderNode, name: bytes) -> None:
         """Renamed over whatever was there. Without `source`: it came from where nobody watches."""
+        self._nowhere((folder, name))
         self._changes.pop((folder, name), None)
         if source is None:
             change = self._at(folder, name)
@@ -175,7 +237,7 @@ class Pending:
         if earlier.source is not None:
             change.source, change.source_made = earlier.source, earlier.source_made
             change.source_closed = earlier.source_closed
-        elif earlier.made:
+        elif earlier.made and not earlier.told:
             change.source_made, change.source_closed = True, earlier.closed
         else:
             change.contents, change.attributes = earlier.contents, earlier.attributes

@@ -153,12 +153,11 @@ class Hearing:
     def _end_of_queue(self, until: int) -> None:
         queue = self._queue
         queue.read_until = until
-        for folder, name, is_folder in queue.left.values():  # moved out of what is watched
-            self._telling.pending.removed(folder, name, is_folder)
-        queue.left.clear()
         for watch in queue.expecting:
             watch.own = None
         queue.expecting.clear()
+        self._telling.pending.all_gone()
+        self._telling.pending.all_told()
         for folder_id in self._changed:
             self._expiry.attributes(folder_id)
         self._changed.clear()
@@ -189,7 +188,7 @@ class Hearing:
         telling = self._telling
         if watch.is_own(name, mask & NAMES) or telling.is_ours(folder, name):
             if mask & MOVED_TO:
-                self._queue.left.pop(cookie, None)
+                telling.pending.gone(cookie)
             if mask & NAMES:
                 telling.told(folder, name)
             return
@@ -209,7 +208,7 @@ class Hearing:
             self._gather(folder, name, mask, cookie)
 
     def _gather(self, folder: FolderNode, name: bytes, mask: int, cookie: int) -> None:
-        left, pending = self._queue.left, self._telling.pending
+        pending = self._telling.pending
         is_folder = bool(mask & IS_FOLDER)
         known = len(pending)
         if mask & CREATE:
@@ -217,10 +216,9 @@ class Hearing:
         elif mask & DELETE:
             pending.removed(folder, name, is_folder)
         elif mask & MOVED_FROM:
-            left[cookie] = (folder, name, is_folder)
+            pending.left(cookie, folder, name, is_folder)
         elif mask & MOVED_TO:
-            source = left.pop(cookie, None)
-            pending.renamed(None if source is None else source[:2], folder, name)
+            pending.arrived(cookie, folder, name)
         elif mask & CLOSE_WRITE:
             pending.closed(folder, name)
         else:

@@ -94,10 +94,10 @@ class Request(msgspec.Struct, array_like=True):
 
 
 class Answer(msgspec.Struct, array_like=True):
-    """The work is done. `count`: of changes that could be told; of `Begin`, the thread's id."""
+    """The work is done. Of `Tell`, the numbers of the changes that were told; of `Begin`, the thread's id."""
 
     branch: int
-    count: int
+    numbers: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,30 +200,33 @@ class _Herald:
         """Do what comes. What nobody expected ends the process: whoever waits for an answer hears of that."""
         try:
             while True:
-                count = self._do(work.get())
+                numbers = self._do(work.get())
                 with contextlib.suppress(OSError):  # nobody waits any more
-                    self._connection.send(msgspec.msgpack.encode(Answer(self._branch, count)))
+                    self._connection.send(msgspec.msgpack.encode(Answer(self._branch, numbers)))
         except Exception:  # noqa: BLE001 - told in the agent's log, and by the end
             traceback.print_exc()
             os._exit(1)
 
-    def _do(self, work: Work) -> int:
+    def _do(self, work: Work) -> list[int]:
         if isinstance(work, Begin):
             self._begun = work
             with contextlib.suppress(OSError):
                 os.stat(work.vault)  # once that is answered the vault is usable
-            return threading.get_native_id()
+            return [threading.get_native_id()]
         # Not kept open: whoever wants to unmount the vault would find it in use.
         folders = _Folders(self._begun)
         try:
             if isinstance(work, Refresh):
-                return sum(self._refresh(folders, path, name) for path, name in work.names)
-            told = 0
+                for path, name in work.names:
+                    self._refresh(folders, path, name)
+                return []
+            told = []
             for number, change in enumerate(work.changes):
                 self._number = number
                 self._rest()  # while the folders are opened
                 with contextlib.suppress(OSError):  # things have moved on; other events tell how
-                    told += self._tell(change, folders)
+                    if self._tell(change, folders):
+                        told.append(number)
             return told
         finally:
             self._rest()
@@ -235,29 +238,30 @@ class _Herald:
     def _rest(self) -> None:
         self._steps[self._branch] = 0
 
-    def _refresh(self, folders: _Folders, path: list[bytes], name: bytes) -> bool:
+    def _refresh(self, folders: _Folders, path: list[bytes], name: bytes) -> None:
         self._rest()
         with contextlib.suppress(OSError):
             folder = folders.open(path)
             self._number = 0
             self._step(REFRESH)
             _look_up(folder, name)
-            return True
-        return False
 
     def _tell(self, change: Told, folders: _Folders) -> bool:
-        folder, source = folders.open(change.path), folders.open(change.source_path)
+        folder = folders.open(change.path)
         replaced = change.made or change.renamed
-        if change.removed and (not change.mode or (change.was_known and replaced)):
-            self._remove(change, folder)
         if not change.mode:
+            if change.removed:
+                self._remove(change, folder)
             return change.removed
+        if change.removed and change.was_known and replaced:
+            with contextlib.suppress(OSError):
+                self._remove(change, folder)
         modified = change.contents or change.attributes or change.closed
         if change.removed and not (replaced or modified):
             return False
         held = -1
         if change.renamed:
-            held = self._rename(change, folder, source)
+            self._rename(change, folder, folders.open(change.source_path))
         elif change.made:
             self._step(MAKE)
             held = _make(folder, change.name, change, closed=change.closed)
@@ -265,18 +269,19 @@ class _Herald:
         return True
 
     def _remove(self, change: Told, folder: int) -> None:
-        with contextlib.suppress(OSError):
-            if change.mode or change.was_folder or not change.was_known:
-                self._step(LOOK_GONE)
-                _look_up(folder, change.name)  # another file's by now, or a folder elsewhere
-            self._step(REMOVE)
-            if change.was_folder:
-                os.rmdir(change.name, dir_fd=folder)
-            else:
-                os.unlink(change.name, dir_fd=folder)
+        remove = os.rmdir if change.was_folder else os.unlink
+        if change.was_known and not change.was_folder and not change.mode:
+            with contextlib.suppress(OSError):
+                self._step(REMOVE)
+                remove(change.name, dir_fd=folder)
+                return
+        # Another file's by now, or a folder elsewhere; or known as gone already.
+        self._step(LOOK_GONE)
+        _look_up(folder, change.name)
+        self._step(REMOVE)
+        remove(change.name, dir_fd=folder)
 
-    def _rename(self, change: Told, folder: int, source: int) -> int:
-        """Answers as `_make`."""
+    def _rename(self, change: Told, folder: int, source: int) -> None:
         if change.source_made:
             self._step(MAKE_SOURCE)
             made = _make(source, change.source_name, change, closed=change.source_closed)
@@ -285,15 +290,10 @@ class _Herald:
         self._step(LOOK_THERE)
         _look_up(source, change.source_name)
         self._step(RENAME)
-        try:
-            found = os.stat(change.source_name, dir_fd=source, follow_symlinks=False)
-            if found.st_ino != change.node_id:
-                raise FileNotFoundError
-            os.rename(change.source_name, change.name, src_dir_fd=source, dst_dir_fd=folder)
-        except FileNotFoundError:  # the old name is another file's by now: it must not be lost
-            self._step(MAKE)
-            return _make(folder, change.name, change, closed=change.closed)
-        return -1
+        found = os.stat(change.source_name, dir_fd=source, follow_symlinks=False)
+        if found.st_ino != change.node_id:  # another file's by now, which must not be lost
+            raise FileNotFoundError
+        os.rename(change.source_name, change.name, src_dir_fd=source, dst_dir_fd=folder)
 
     def _modify(self, change: Told, folder: int, held: int) -> None:
         """`held`: a descriptor of the file in the vault, -1 for none. It is closed."""

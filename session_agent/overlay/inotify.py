@@ -126,10 +126,7 @@ class Allowance:
 
 
 class Queue:
-    """The inotify instance of a branch. OSError if there can be no more of them.
-
-    `left`: what was moved away, by cookie, until it is known where to.
-    """
+    """The inotify instance of a branch. OSError if there can be no more of them."""
 
     def __init__(self, branch: OpenBranch, allowance: Allowance) -> None:
         self.branch = branch
@@ -149,7 +146,6 @@ class Queue:
         self._held: deque[bytes] = deque()  # read, and not taken
         self._bytes = 0
         self._events: Iterator[Event] = iter(())  # of what is being taken
-        self.left: dict[int, tuple[FolderNode, bytes, bool]] = {}
         self.read_until = time.time_ns()  # all that happened before has been read
 
     def add(self, path: bytes) -> int:

@@ -21,7 +21,7 @@ from session_agent.fsutil.credentials import AGENT, assume
 from session_agent.fsutil.syscalls import born_at
 from session_agent.overlay import calls
 from session_agent.overlay.announcing import Announcer
-from session_agent.overlay.changes import Changed, Forgotten, Pending, Unclosed, Was
+from session_agent.overlay.changes import Changed, Forgotten, Pending, Place, Unclosed, Was
 from session_agent.overlay.expected import KnownNodes
 from session_agent.overlay.tree import FolderNode, version_of
 
@@ -246,27 +246,40 @@ class Telling:
 
     async def _announce(self, announcer: Announcer, changes: list[Changed]) -> None:
         gone = {change.folder for change in changes if change.removed or change.source is not None}
+        gone |= {change.source[0] for change in changes if change.source is not None}
         old = await self._known(gone) if gone else {}
         changes = [
             change
             for change in changes
             if change.folder.lookups > 0 and self._vault.background.above(change.folder) is None
         ]
+        stale: dict[Place, Stale] = {}
         for change in changes:
-            self._run_out(change.folder, change.name)
+            self._take_stale((change.folder, change.name), stale)
             if change.source is not None:
-                self._run_out(*change.source)
-        self.counts.announced += await announcer.announce(changes, old)
+                self._take_stale(change.source, stale)
+        announced = await announcer.announce(changes, old)
+        self.counts.announced += len(announced)
+        for change in announced:
+            if change.removed or change.replaced:  # the kernel has looked the names up for that
+                stale.pop((change.folder, change.name), None)
+                if change.source is not None:
+                    stale.pop(change.source, None)
+        for place, how in stale.items():
+            self.name_changed(*place, how)
 
     def told(self, folder: FolderNode, name: bytes) -> None:
         """A program in the vault has changed what is at that name."""
         self.pending.told(folder, name)
         self.forgotten.discard(folder, name)
 
-    def _run_out(self, folder: FolderNode, name: bytes) -> None:
+    def _take_stale(self, place: Place, stale: dict[Place, Stale]) -> None:
+        folder, name = place
         self.forgotten.discard(folder, name)
-        self._stale.pop((folder, name), None)
-        self._absent.pop(folder.id, name)
+        if place in self._stale:
+            stale[place] = self._stale.pop(place)
+        if self._absent.pop(folder.id, name):
+            stale[place] = Stale.FORCED
 
     async def _known(self, folders: Iterable[FolderNode]) -> KnownNodes:
         """The nodes that the kernel knows in these folders."""

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.at_once import at_once
-from tests.support.listening import listening, until
+from tests.support.listening import Listener, last_words, listening, until
 from tests.support.vault import Storage, Vault, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -233,6 +233,11 @@ def tree(top: Path) -> dict[str, object]:
     return found
 
 
+def words_of(top: Path, listener: Listener) -> dict[str, bool]:
+    """What the last words are to be."""
+    return {name: os.path.lexists(top / name) for name in last_words(listener.events())}
+
+
 @pytest.fixture(scope="module", params=[1.0, 0.0], ids=["kept", "asked"])
 def served(place: Storage, request: pytest.FixtureRequest) -> Iterator[Vault]:
     """The kernel keeps what it was told, or asks each time."""
@@ -286,3 +291,5 @@ def a_round(vault: Vault, branch: str, turn: int, seconds: float) -> None:
         until(lambda: tree(shown), tree(behind))
         for name in (*NAMES, *FOLDERS, *CARRIED):  # who looks by name alone
             until(partial(os.path.lexists, shown / name), os.path.lexists(behind / name))
+        for listener, top in zip(listeners, (behind, behind / KEPT), strict=True):
+            until(lambda to=listener: last_words(to.events()), words_of(top, listener))  # type: ignore[misc]

@@ -52,6 +52,17 @@ class Listener:
             pipe.close()
 
 
+def last_words(events: list[str]) -> dict[str, bool]:
+    """Of each name that a listener has heard of, whether it was there by the last word."""
+    last = {}
+    for event in events:
+        kinds, _, name = event.partition(" ")
+        for kind in kinds.split(","):
+            if kind in ("CREATE", "MOVED_TO", "DELETE", "MOVED_FROM"):
+                last[name] = kind in ("CREATE", "MOVED_TO")
+    return last
+
+
 @contextlib.contextmanager
 def listening(folder: Path) -> Iterator[Listener]:
     listener = Listener.inotifywait(folder)
