@@ -28,7 +28,7 @@ from tests.support.vault import Storage, serve
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 BOUND = 1.0  # seconds, that the documentation promises
-ROUNDS, LONG_ROUNDS = 3, 20
+ROUNDS, LONG_ROUNDS = 2, 20
 BUSY, QUIET = 0.8, BOUND + 0.6  # seconds of a round in which things change, and do not
 BLOCK = 4096  # read and written at once
 LISTED = ("a", "b", "c")

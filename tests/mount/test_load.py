@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 BRANCHES = ("alpha", "beta", "gamma", "delta")
 CLIENTS = 16
-SECONDS = 25.0
+SECONDS = 12.0
 LONG_SECONDS = 300.0
 
 FILES_A_ROUND = 25_000

@@ -21,7 +21,7 @@ from tests.support.vault import Storage, Vault, serve
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
 READERS = 4
-SECONDS = 3.0  # of moving, for each way
+SECONDS = 2.0  # of moving, for each way
 WAYS = {"at once": 1 << 30, "in the background": 0}
 PAIRS = [("alpha", "gamma"), ("delta", "alpha")]
 

@@ -173,7 +173,7 @@ IDLE = "did nothing"
 def test_stress(
     vault: Vault, place: Storage, pytestconfig: pytest.Config, tmp_path: Path, batch: Batch
 ) -> None:
-    seconds = 60 if pytestconfig.getoption("--long") else 3
+    seconds = 60 if pytestconfig.getoption("--long") else 2
     available = [name for name in batch.stressors.split() if name in stressors()]
     assert len(available) > 7
     folder = vault.path / batch.branch / "stress"

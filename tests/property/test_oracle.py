@@ -27,7 +27,7 @@ from tests.support.vault import Storage, Vault, drop_caches, serve, storage
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
-SECONDS = 35.0  # for each of the two ways to serve
+SECONDS = 20.0  # for each of the two ways to serve
 LONG_SECONDS = 900.0
 
 SLOTS = 3
