@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from session_agent.mounts import mountinfo
-from session_agent.overlay.changes import Changed, Unclosed
+from session_agent.overlay.changes import Changed, Place, Unclosed
 from session_agent.overlay.expected import Expected, KnownNodes
 from session_agent.overlay.heralding import (
     MESSAGE_LIMIT,
@@ -122,9 +122,7 @@ class Announcer:
         self._branch = branch
         self._unclosed = unclosed
         self._expected = Expected(vault, herald.steps, branch)
-        self._failed: list[
-            Changed
-        ] = []  # because the kernel does not know things as they were, say
+        self._failed: list[Changed] = []  # what the kernel would not do
 
     async def begin(self) -> None:
         """Before anything else. The vault has answered a request when this returns."""
@@ -155,8 +153,7 @@ class Announcer:
         """
         self._expected.old = old
         announced = await self._announce(changes)
-        failed = [change for change in self._failed for change in change.otherwise()]
-        return announced + await self._announce(failed)
+        return announced + await self._announce(_otherwise(self._failed))
 
     async def _announce(self, changes: list[Changed]) -> list[Changed]:
         announced: list[Changed] = []
@@ -164,7 +161,7 @@ class Announcer:
         room = _ROOM
         told: list[Told] = []
         of: list[Changed] = []
-        for change in [part for one in changes for part in await self._parts(one)]:
+        for change in [part for whole in changes for part in await self._parts(whole)]:
             one = await self._told(change)
             if one is None:
                 continue
@@ -252,6 +249,18 @@ class Announcer:
             self._unclosed.discard(key)
         elif regular and (change.contents or change.made):
             self._unclosed.add(key)
+
+
+def _otherwise(failed: list[Changed]) -> list[Changed]:
+    """What is to be told instead, of each name once."""
+    parts: dict[Place, Changed] = {}
+    for part in [part for change in failed for part in change.otherwise()]:
+        place = part.folder, part.name
+        if place not in parts:
+            parts[place] = part
+        elif part.replaced:
+            parts[place] = replace(part, removed=True)
+    return list(parts.values())
 
 
 def _size(path: list[bytes]) -> int:

@@ -147,6 +147,7 @@ def place() -> Iterator[Storage]:
 
 
 @pytest.mark.timeout(LONG_SECONDS + 600)
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of one that fails
 @pytest.mark.parametrize(
     ("cache_seconds", "folder_limit"),
     [
