@@ -248,6 +248,14 @@ class Job:
             self.record is not None and self.record.state is not State.ACCEPTED
         )
 
+    @property
+    def waiting(self) -> list[bytes]:
+        """The names that an exchange shows beside source and target while it lasts."""
+        if not self.request.flags & RENAME_EXCHANGE:
+            return []
+        places = (self.request.source, self.request.target)
+        return [exchange.beside(place, self._id).name for place in places]
+
     def relocate(self, source: End, target: End) -> None:
         """The ends lie elsewhere by now, because a folder above them was renamed."""
         self._write(source=source, target=target)

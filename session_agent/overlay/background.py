@@ -16,7 +16,6 @@ from errno import EBUSY, EIO
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
 
 from session_agent.fsutil.at import remove_tree, stat_at
@@ -230,10 +229,7 @@ class Background:
     async def cancel(self, move_id: str) -> bool:
         """Take a move back: its file has its old name again. False if there is none, or it is too late."""
         moving = self.live.get(move_id)
-        if moving is None or moving.committing or not await self.withdraw(moving):
-            return False
-        forget_names(moving)
-        return True
+        return moving is not None and not moving.committing and await self.withdraw(moving)
 
     def views(self) -> list[MoveView]:
         """Every move under way."""
@@ -352,7 +348,6 @@ class Background:
         if not moving.done.is_set():
             await _in_thread(moving.job.abandon, state, number)
             self._end(moving)
-            forget_names(moving)
             self.look_for_leftover(moving.record)
         else:  # it was taken back: only the copy is left to be removed
             await self._tidy(moving)
@@ -370,14 +365,6 @@ class Background:
 async def _in_thread(function: Callable[..., object], *arguments: object) -> object:
     with elsewhere:
         return await trio.to_thread.run_sync(function, *arguments)
-
-
-def forget_names(moving: Moving) -> None:
-    """Let the kernel look both names up anew."""
-    for end in (moving.target, moving.source):
-        pyfuse3.invalidate_entry_async(
-            pyfuse3.InodeT(end.folder.id), pyfuse3.FileNameT(end.name), ignore_enoent=True
-        )
 
 
 def _shifted(folder: FolderNode) -> Shifted:

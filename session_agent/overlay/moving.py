@@ -134,7 +134,8 @@ async def _begin(vault: Vault, source: MoveEnd, target: MoveEnd, job: Job) -> st
             await over.follow_renamed()
             return done
         vault.background.inline[job] = (source, target)
-        done = await _copy(vault, job, over)
+        with vault.foreign.ours(*zip((source.folder, target.folder), job.waiting, strict=False)):
+            done = await _copy(vault, job, over)
         if not over.followed:
             over.follow(job.copied)
         return done

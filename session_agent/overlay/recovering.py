@@ -17,7 +17,6 @@ from session_agent.moves.journal import Journal
 from session_agent.moves.plan import failed
 from session_agent.moves.record import End, Record
 from session_agent.moves.recover import Finding, Found, recover
-from session_agent.overlay.background import forget_names
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.ends import branch_of, open_folder
 from session_agent.overlay.moving import resume
@@ -109,7 +108,8 @@ class Recovery:
         elif finding.found is Found.AGAIN:
             moving = await resume(self._vault, record, self._user)
             if moving is not None:
-                forget_names(moving)
+                for end in (moving.source, moving.target):  # shown otherwise than they were
+                    self._vault.foreign.uncertain(end.folder, end.name)
                 await self._keep_to_limits()
         elif finding.found is Found.WAITING:
             log.warning(

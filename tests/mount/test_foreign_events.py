@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from session_agent.fsutil.syscalls import RENAME_EXCHANGE
+from tests.support.cases import rename
 from tests.support.listening import Listener, listening, until
 from tests.support.vault import Storage, Vault, drop_caches, serve
 
@@ -232,6 +234,22 @@ def test_moves_do_not_come_back(vault: Vault) -> None:
         only(gamma, *heard)
         os.unlink(vault.backing("gamma") / "moved")
         only(gamma, *heard, "DELETE moved")
+
+
+def test_exchanges_do_not_come_back(vault: Vault) -> None:
+    """Nor what waits beside both names meanwhile (NAME.exchanged-…)."""
+    one, other = vault.path / "alpha/one", vault.path / "gamma/other"
+    one.write_bytes(b"1")
+    other.write_bytes(b"2")
+    time.sleep(QUIET)
+    with listening(one.parent) as alpha, listening(other.parent) as gamma:
+        rename(one, other, RENAME_EXCHANGE)
+        time.sleep(QUIET)
+        assert sorted(alpha.events()) == ["MOVED_FROM one", "MOVED_TO one"]
+        assert sorted(gamma.events()) == ["MOVED_FROM other", "MOVED_TO other"]
+    assert (one.read_bytes(), other.read_bytes()) == (b"2", b"1")
+    one.unlink()
+    other.unlink()
 
 
 SCRIPT = """
