@@ -22,7 +22,10 @@ _INODE = struct.Struct("=IiQ Qqq")  # header: length, code, 0; node, offset, len
 
 
 class Expiry:
-    """The messages to one connection. None of them raises: a kernel that is gone remembers nothing."""
+    """The messages to one connection, once there is one.
+
+    None of them raises: a kernel that is gone, or has just forgotten the node, remembers nothing of it.
+    """
 
     def __init__(self) -> None:
         self.connection = -1

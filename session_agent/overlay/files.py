@@ -6,8 +6,6 @@ import contextlib
 import os
 from errno import ESTALE
 
-import pyfuse3
-
 from session_agent.fsutil.at import Opened
 from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
@@ -43,7 +41,7 @@ async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> t
     if node.told != hash((status.st_mtime_ns, status.st_size)):
         # Else the kernel would end the new contents where the old ones did.
         node.told = hash((status.st_mtime_ns, status.st_size))
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(node_id), attr_only=True)
+        vault.foreign.expiry.attributes(node_id)
     return vault.handles.add(Handle(fd, flags & ~_EXECUTE, node, caller, node.branch)), keep
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
 
 from session_agent.fsutil.at import open_at, stat_at
@@ -269,7 +268,7 @@ def _rekey_copied(
         if one.source.links > moved[one.source.identity] and not node.handles:
             vault.tree.disown(node)
             # What the kernel remembers of it would be shown for the link that stays.
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(node.id), attr_only=True)
+            vault.foreign.expiry.attributes(node.id)
         else:
             vault.tree.rekey(node, new, *one.copy)
 
@@ -287,6 +286,6 @@ async def _rekey_renamed(vault: Vault, nodes: list[Node], new: OpenBranch) -> No
         if status.st_nlink > 1 and not isinstance(node, FolderNode) and not node.handles:
             # Another of its names may be in the old branch still, and the kernel takes it for this node's.
             vault.tree.disown(node)
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(node.id), attr_only=True)
+            vault.foreign.expiry.attributes(node.id)
             continue
         vault.tree.rekey(node, new, status.st_dev, status.st_ino)

@@ -74,12 +74,11 @@ class Foreign:
         self.active = False
         self.usable = trio.Event()  # that the vault has answered a request
 
-    def open(self, connection: int, herald: Started, remote_per_minute: int) -> None:
-        """Before the vault is served over the `connection`.
+    def open(self, herald: Started, remote_per_minute: int) -> None:
+        """Before the vault is served.
 
         `remote_per_minute`: how many folders of each remote branch may be looked at in a minute; 0 for none.
         """
-        self.expiry.connection = connection
         self._started = herald
         self._remote_per_minute = remote_per_minute
         self.active = True

@@ -115,9 +115,19 @@ class FolderHandle(_Movable):
         """The descriptor leads to another folder now, with the same entries: list the rest of them there."""
         if self.entries is not None:
             self.entries.close()  # type: ignore[attr-defined]  # an os.scandir iterator
-            self.entries = os.scandir(self.fd)
+            try:
+                self.entries = os.scandir(self.fd)
+            except OSError as failure:  # the move goes on; whoever lists the folder is told
+                self.entries = _failing(failure)
             self.restarted = True
             self.found = None
+
+
+def _failing(failure: OSError) -> Iterator[os.DirEntry[str]]:
+    def entry() -> os.DirEntry[str]:
+        raise failure
+
+    yield entry()
 
 
 class HandleTable:

@@ -142,9 +142,10 @@ class Overlay:
         sys.setrecursionlimit(20_000)  # trees are walked recursively, as deep as they are
         kind = VaultOperations if self._limits is None else LimitedOperations
         operations = kind(self._vault, self._options.cache_seconds, self._options.announcer)
+        self._vault.foreign.expiry.connection = connection
         if self._options.foreign_events and self._options.herald is not None:
             polls = self._options.remote_polls_per_minute
-            self._vault.foreign.open(connection, self._options.herald, polls)
+            self._vault.foreign.open(self._options.herald, polls)
         polling.install()
         # The library takes over an open /dev/fuse, and closes it in the end.
         pyfuse3.init(operations, f"/dev/fd/{connection}", set(pyfuse3.default_options))

@@ -156,3 +156,13 @@ def test_the_last_write_wakes_who_waits(node: Node) -> None:
         handle.written()  # nobody waits any more
 
     trio.run(main)
+
+
+def test_a_listing_that_cannot_begin_anew_fails_by_itself(tree: Tree, tmp_path: Path) -> None:
+    """Not the move that has put it on its new place."""
+    handle = FolderHandle(os.open(tmp_path, os.O_RDONLY), tree.root, AGENT)
+    handle.entries = os.scandir(handle.fd)
+    os.close(handle.fd)
+    handle.restart()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        next(handle.entries)
