@@ -35,12 +35,6 @@ class Changed:
         """Whether something else is to be found at the name after all that."""
         return self.made or self.source is not None
 
-    @property
-    def places(self) -> list[tuple[FolderNode, bytes]]:
-        """The name, and the one that it was renamed from."""
-        here = self.folder, self.name
-        return [here] if self.source is None else [here, self.source]
-
     def otherwise(self) -> list[Changed]:
         """The same story, for a kernel that does not know things as they were: a removal and a creation."""
         removed = self.source is not None or (self.removed and not self.made)
@@ -189,13 +183,6 @@ class Pending:
         if change is not None and change.source is not None and not change.source_made:
             self._vacated(*change.source, change.was_folder)
         self._told.add((folder, name))
-
-    def believed(self, place: Place) -> None:
-        """Programs may believe that what was at that name is there still: something else is by now."""
-        self._told.add(place)
-        change = self._changes.get(place)
-        if change is not None and change.made:
-            change.told = True
 
     def all_told(self) -> None:
         """What the vault did itself is not to be taken for what others do any more.

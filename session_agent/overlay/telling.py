@@ -93,7 +93,6 @@ class Telling:
         self._doubtful: list[FolderNode] = []  # of what is in them the kernel may remember anything
         self._below: list[FolderNode] = []  # roots of branches, likewise for all below them
         self._stale: dict[tuple[FolderNode, bytes], Stale] = {}  # names that are to run out
-        self._overdue = False  # some of them have not run out by being told of
         self._work = trio.Event()
 
     def is_hidden(self, folder: FolderNode, name: bytes) -> bool:
@@ -184,7 +183,6 @@ class Telling:
                 if isinstance(node, FolderNode) and node.branch is self.branch
             ]
         stale, self._stale = self._stale, {}
-        self._overdue = False
         known = await self._known({*folders, *(folder for folder, _ in stale)})
         for folder in folders:
             self._expiry.attributes(folder.id)
@@ -233,8 +231,7 @@ class Telling:
                 changes = self.pending.take(_AT_ONCE)
                 if changes:
                     await self._announce(announcer, changes)
-                # Not only when nothing else is to be told: somebody may write all the time.
-                if self._lost and len(self.pending) <= Pending.LIMIT // 2:
+                elif self._lost:
                     await self._compare(self._take_lost())
                 await trio.lowlevel.checkpoint()
 
@@ -243,7 +240,7 @@ class Telling:
 
     def _is_to_expire(self) -> bool:
         """Not while it is told of in a moment, by which a name is looked up anew as well."""
-        if self._doubtful or self._below or self._overdue:
+        if self._doubtful or self._below:
             return True
         return bool(self._stale) and not 0 < len(self.pending) <= _AT_ONCE
 
@@ -257,20 +254,19 @@ class Telling:
             if change.folder.lookups > 0 and self._vault.background.above(change.folder) is None
         ]
         stale: dict[Place, Stale] = {}
-        for place in [place for change in changes for place in change.places]:
-            self._take_stale(place, stale)
+        for change in changes:
+            self._take_stale((change.folder, change.name), stale)
+            if change.source is not None:
+                self._take_stale(change.source, stale)
         announced = await announcer.announce(changes, old)
         self.counts.announced += len(announced)
         for change in announced:
             if change.removed or change.replaced:  # the kernel has looked the names up for that
-                for place in change.places:
-                    stale.pop(place, None)
+                stale.pop((change.folder, change.name), None)
+                if change.source is not None:
+                    stale.pop(change.source, None)
         for place, how in stale.items():
             self.name_changed(*place, how)
-            self._overdue = True
-        told = {place for change in announced for place in change.places}
-        for place in {place for change in changes for place in change.places} - told:
-            self.pending.believed(place)
 
     def told(self, folder: FolderNode, name: bytes) -> None:
         """A program in the vault has changed what is at that name."""

@@ -88,18 +88,6 @@ def test_what_was_ours_is_known_until_all_has_been_read() -> None:
     assert story("made a", "removed a") == []
 
 
-def test_what_programs_may_believe_to_be_there_is_told_to_be_gone() -> None:
-    """Something had come to the name already when its removal was to be told, and goes as well."""
-    place = (HERE, b"a")
-    story = Story()
-    story.pending.believed(place)
-    assert story("made a", "removed a") == ["a: removed"]
-    story.pending.made(*place)
-    story.pending.believed(place)
-    assert story("removed a") == ["a: removed"]
-    assert story("made a", "removed a") == []
-
-
 def test_told_otherwise() -> None:
     """Of what is made, modified, removed and renamed."""
     place = (HERE, b"a")
