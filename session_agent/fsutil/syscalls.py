@@ -135,9 +135,13 @@ class _Status(ctypes.Structure):
 
 
 def born_at(folder: int, name: bytes) -> int:
-    """When the file `name` was made, in ns; 0 where the file system does not keep that. statx(2)."""
+    """When the file `name` was made, in ns; 0 where the file system does not keep that. statx(2).
+
+    Without a name it is what the descriptor leads to.
+    """
     status = _Status()
-    if _statx(folder, name, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, ctypes.byref(status)):
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH
+    if _statx(folder, name, flags, _STATX_BTIME, ctypes.byref(status)):
         _raise(name)
     if not status.mask & _STATX_BTIME:
         return 0

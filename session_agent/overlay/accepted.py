@@ -12,7 +12,7 @@ from session_agent.moves import strategy
 from session_agent.moves.engine import Job
 from session_agent.moves.record import Record
 from session_agent.overlay.following import MoveEnd
-from session_agent.overlay.tree import Node
+from session_agent.overlay.nodes import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import msgspec
 import trio
 
 from session_agent.mounts import mountinfo
-from session_agent.overlay.changes import Changed, Place, Unclosed
+from session_agent.overlay.changes import Changed, Unclosed
 from session_agent.overlay.expected import Expected, KnownNodes
 from session_agent.overlay.heralding import (
     MESSAGE_LIMIT,
@@ -33,7 +33,7 @@ from session_agent.overlay.heralding import (
     Told,
     Work,
 )
-from session_agent.overlay.tree import FolderNode, version_of
+from session_agent.overlay.nodes import FolderNode, Place, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Vault
@@ -133,7 +133,7 @@ class Announcer:
     async def _ask(self, work: Work) -> list[int]:
         return await self._herald.ask(self._branch, work)
 
-    async def refresh(self, places: list[tuple[FolderNode, bytes]]) -> None:
+    async def refresh(self, places: list[Place]) -> None:
         """Have the kernel look these names up anew, whatever it remembers of them."""
         names: list[tuple[list[bytes], bytes]] = []
         room = _ROOM

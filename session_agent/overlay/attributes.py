@@ -14,7 +14,7 @@ from session_agent.model import MountState
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.looking import saved
-from session_agent.overlay.tree import FolderNode, Node, version_of
+from session_agent.overlay.nodes import FolderNode, Node, version_of
 from session_agent.overlay.vault import Vault, error
 
 T = TypeVar("T")

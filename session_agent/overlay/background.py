@@ -34,9 +34,9 @@ from session_agent.overlay.following import (
     idle,
     is_below,
 )
+from session_agent.overlay.nodes import FolderNode, Node, Shifted
 from session_agent.overlay.polling import elsewhere
 from session_agent.overlay.pressure import reason_to_wait
-from session_agent.overlay.tree import FolderNode, Node, Shifted
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Vault

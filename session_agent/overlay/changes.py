@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from session_agent.overlay.tree import FolderNode, Key, Node
+from session_agent.overlay.nodes import FolderNode, Key, Node, Place
 
 
 @dataclass(slots=True)
@@ -21,7 +20,7 @@ class Changed:
     name: bytes
     removed: bool = False
     was_folder: bool = False
-    source: tuple[FolderNode, bytes] | None = None
+    source: Place | None = None
     source_made: bool = False
     source_closed: bool = False
     made: bool = False
@@ -110,9 +109,6 @@ class Forgotten:
     def leave(self, folder: FolderNode) -> None:
         """Nobody hears of what is in the folder any more."""
         self._count -= len(self._in.pop(folder, ()))
-
-
-Place: TypeAlias = tuple[FolderNode, bytes]
 
 
 class Pending:

@@ -11,7 +11,7 @@ from session_agent.moves.plan import failed
 from session_agent.moves.record import End, decode, encode
 from session_agent.moves.recover import open_below
 from session_agent.overlay.branches import OpenBranch
-from session_agent.overlay.tree import FolderNode
+from session_agent.overlay.nodes import FolderNode
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Vault

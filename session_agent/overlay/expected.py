@@ -29,7 +29,7 @@ from session_agent.overlay.heralding import (
     TOUCH,
     VERB_BITS,
 )
-from session_agent.overlay.tree import REMOVED, FolderNode, Node, version_of
+from session_agent.overlay.nodes import REMOVED, FolderNode, Node, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Entry, Vault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from errno import ESTALE
 
 from session_agent.fsutil.at import Opened
@@ -11,12 +12,14 @@ from session_agent.fsutil.credentials import AGENT, Caller
 from session_agent.overlay import calls
 from session_agent.overlay.handles import Handle
 from session_agent.overlay.looking import saved
-from session_agent.overlay.tree import Node, version_of
+from session_agent.overlay.nodes import Node, version_of
 from session_agent.overlay.vault import Vault, error
 
 # Set in the flags when the file is opened to be executed: reading is then no right that the caller needs
 # (the kernel's __FMODE_EXEC; include/linux/fs.h).
 _EXECUTE = 0x20
+
+_TICK = 10_000_000  # ns; the longest that a kernel is built with
 
 _NOT_FOR_BACKING = os.O_APPEND | os.O_DIRECT | os.O_NOCTTY | os.O_CREAT | os.O_EXCL | _EXECUTE
 
@@ -37,10 +40,12 @@ async def open_file(vault: Vault, node_id: int, flags: int, caller: Caller) -> t
     if flags & os.O_TRUNC:
         node.announced = version
     keep = node.cached_version == version
-    node.cached_version = version
+    # Within a tick of the clock it may be written to again and be of the same version.
+    node.cached_version = None if abs(time.time_ns() - version[1]) < _TICK else version
     if node.told != hash((status.st_mtime_ns, status.st_size)):
         # Else the kernel would end the new contents where the old ones did.
         node.told = hash((status.st_mtime_ns, status.st_size))
+        node.seen = status.st_ctime_ns
         vault.foreign.expiry.attributes(node_id)
     return vault.handles.add(Handle(fd, flags & ~_EXECUTE, node, caller, node.branch)), keep
 

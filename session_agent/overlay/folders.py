@@ -15,7 +15,7 @@ from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle
 from session_agent.overlay.looking import Looked
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.nodes import FolderNode, Node
 from session_agent.overlay.vault import Vault, error
 
 # How many names are read from the backing folder, or asked of a remote branch, at a time.

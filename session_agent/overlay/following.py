@@ -23,7 +23,7 @@ from session_agent.moves.snapshot import Copied
 from session_agent.overlay import calls
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import FolderHandle, Handle
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.nodes import FolderNode, Node
 
 if TYPE_CHECKING:
     from session_agent.overlay.vault import Vault

@@ -26,9 +26,9 @@ from session_agent.overlay.heralding import MOST_BRANCHES, Started
 from session_agent.overlay.inotify import Allowance, Queue, Watch
 from session_agent.overlay.listeners import listened
 from session_agent.overlay.looking import LOCAL_PER_MINUTE, Looked, Looker
+from session_agent.overlay.nodes import FolderNode, Node, Place
 from session_agent.overlay.polling import elsewhere
 from session_agent.overlay.telling import ForeignCounts, Stale, Telling
-from session_agent.overlay.tree import FolderNode, Node
 
 if TYPE_CHECKING:
     import os
@@ -65,7 +65,7 @@ class Foreign:
         self._started: Started | None = None
         self._herald: Herald | None = None
         self._chains: dict[OpenBranch, _Chain] = {}
-        self._claims: Counter[tuple[FolderNode, bytes]] = Counter()
+        self._claims: Counter[Place] = Counter()
         self._allowance = Allowance()
         self._remote_per_minute = 0
         self._mounted: Mounted | None = None
@@ -191,7 +191,7 @@ class Foreign:
     # What the vault does itself
 
     @contextlib.contextmanager
-    def ours(self, *places: tuple[FolderNode, bytes]) -> Iterator[None]:
+    def ours(self, *places: Place) -> Iterator[None]:
         """What happens at these names within the block is the vault's own doing, in a thread perhaps."""
         self._claims.update(places)
         try:
@@ -201,7 +201,7 @@ class Foreign:
             self._claims.subtract(places)
             self._claims = +self._claims
 
-    def settled(self, *places: tuple[FolderNode, bytes]) -> None:
+    def settled(self, *places: Place) -> None:
         """Before these names are no more the vault's own: hear what has happened to them until now."""
         for branch in {folder.branch for folder, _ in places}:
             chain = self._chains.get(branch)

@@ -9,7 +9,7 @@ import trio
 
 from session_agent.fsutil.credentials import Caller
 from session_agent.overlay.branches import OpenBranch
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.nodes import FolderNode, Node
 
 _ACCESS_MODE = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
 

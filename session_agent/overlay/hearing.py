@@ -37,9 +37,9 @@ from session_agent.overlay.inotify import (
     Queue,
     Watch,
 )
+from session_agent.overlay.nodes import FolderNode
 from session_agent.overlay.polling import pressed
 from session_agent.overlay.telling import Stale, Telling
-from session_agent.overlay.tree import FolderNode
 
 if TYPE_CHECKING:
     from session_agent.overlay.expiry import Expiry

@@ -29,7 +29,7 @@ from session_agent.fsutil.syscalls import filesystem_type
 
 if TYPE_CHECKING:
     from session_agent.overlay.branches import OpenBranch
-    from session_agent.overlay.tree import FolderNode
+    from session_agent.overlay.nodes import FolderNode
 
 log = logging.getLogger(__name__)
 

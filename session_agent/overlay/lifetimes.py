@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.nodes import FolderNode, Node
 from session_agent.overlay.vault import Vault
 
 LONG_SECONDS = 30.0

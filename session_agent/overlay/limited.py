@@ -14,8 +14,8 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext
 
 from session_agent.overlay.limits import Limits
+from session_agent.overlay.nodes import Node
 from session_agent.overlay.operations import VaultOperations, answered
-from session_agent.overlay.tree import Node
 from session_agent.overlay.vault import Vault, error
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC

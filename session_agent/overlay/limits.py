@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from session_agent.model import Grant
 from session_agent.overlay.moving import path_of
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.nodes import FolderNode, Node
 from session_agent.overlay.vault import error
 from session_agent.policy.limit import HIDDEN, Limit
 

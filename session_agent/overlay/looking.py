@@ -28,7 +28,7 @@ from session_agent.model import MountState
 from session_agent.overlay import calls
 from session_agent.overlay.changes import Pending
 from session_agent.overlay.inotify import DELETE, MOVED_FROM
-from session_agent.overlay.tree import FolderNode, Key, Node
+from session_agent.overlay.nodes import FolderNode, Key, Node
 
 if TYPE_CHECKING:
     from session_agent.overlay.telling import Telling

@@ -25,8 +25,8 @@ from session_agent.overlay import calls
 from session_agent.overlay.accepted import Moving
 from session_agent.overlay.ends import end_of, folder_of
 from session_agent.overlay.following import ChangeOver, MoveEnd, find_end, find_lost, frozen, idle
+from session_agent.overlay.nodes import FolderNode
 from session_agent.overlay.polling import elsewhere
-from session_agent.overlay.tree import FolderNode
 from session_agent.overlay.vault import Vault, error
 
 log = logging.getLogger(__name__)

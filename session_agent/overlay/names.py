@@ -19,7 +19,7 @@ from session_agent.overlay.attributes import status_of
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import Handle
 from session_agent.overlay.inotify import CREATE, DELETE, MOVED_FROM, MOVED_TO
-from session_agent.overlay.tree import FolderNode, Node, version_of
+from session_agent.overlay.nodes import FolderNode, Node, Place, version_of
 from session_agent.overlay.vault import Entry, Vault, error
 
 
@@ -349,7 +349,7 @@ async def _rename(
             _expect_renamed(source, source_name, target, target_name)
             if done.exchanged is not None:
                 _expect_renamed(target, target_name, source, source_name)
-            _renamed(vault, source, source_name, target, target_name, done)
+            _renamed(vault, (source, source_name), (target, target_name), done)
             if vault.background.live:
                 await vault.background.relocated()
             return
@@ -365,27 +365,15 @@ def _expect_renamed(
         target.watch.expect(target_name, MOVED_TO)
 
 
-def _renamed(
-    vault: Vault,
-    source: FolderNode,
-    source_name: bytes,
-    target: FolderNode,
-    target_name: bytes,
-    done: calls.Renamed,
-) -> None:
+def _renamed(vault: Vault, source: Place, target: Place, done: calls.Renamed) -> None:
     """Bring the nodes to where a rename within a branch has taken their files."""
-    branch = target.branch
-    tree = vault.tree
-    moved = tree.find(tree.key(branch, done.moved.st_dev, done.moved.st_ino))
+    branch = target[0].branch
     if done.replaced is not None:
         other = (done.replaced.status.st_dev, done.replaced.status.st_ino)
         if done.exchanged is not None or other == (done.moved.st_dev, done.moved.st_ino):
             branch.close_later(done.replaced.fd)  # it still has a name
         else:
-            vault.hold(done.replaced, branch, (target, target_name))
-    if moved is not None:
-        moved.parent, moved.name = target, target_name
+            vault.hold(done.replaced, branch, target)
+    vault.tree.renamed(source, target, done.moved)
     if done.exchanged is not None:
-        back = tree.find(tree.key(branch, done.exchanged.st_dev, done.exchanged.st_ino))
-        if back is not None:
-            back.parent, back.name = source, source_name
+        vault.tree.renamed(target, source, done.exchanged)

@@ -19,7 +19,7 @@ from session_agent.overlay.announcing import HANDLE
 from session_agent.overlay.calls import Changes
 from session_agent.overlay.expected import Expected
 from session_agent.overlay.lifetimes import Lifetimes
-from session_agent.overlay.tree import FolderNode, Node, version_of
+from session_agent.overlay.nodes import FolderNode, Node, version_of
 from session_agent.overlay.vault import Entry, Vault
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class VaultOperations(pyfuse3.Operations):
         out.st_mtime_ns = status.st_mtime_ns
         out.st_ctime_ns = status.st_ctime_ns
         node.told = hash((status.st_mtime_ns, status.st_size))
+        node.seen = status.st_ctime_ns
         return out
 
     def _told(self, entry: Entry) -> EntryAttributes:

@@ -12,8 +12,8 @@ import trio
 from session_agent.model import Grant
 from session_agent.overlay.following import MoveEnd
 from session_agent.overlay.limits import Limits
+from session_agent.overlay.nodes import Node
 from session_agent.overlay.polling import elsewhere
-from session_agent.overlay.tree import Node
 from session_agent.overlay.vault import Vault
 from session_agent.policy.limit import Limit
 

@@ -21,9 +21,9 @@ from session_agent.fsutil.credentials import AGENT, assume
 from session_agent.fsutil.syscalls import born_at
 from session_agent.overlay import calls
 from session_agent.overlay.announcing import Announcer
-from session_agent.overlay.changes import Changed, Forgotten, Pending, Place, Unclosed, Was
+from session_agent.overlay.changes import Changed, Forgotten, Pending, Unclosed, Was
 from session_agent.overlay.expected import KnownNodes
-from session_agent.overlay.tree import FolderNode, version_of
+from session_agent.overlay.nodes import FolderNode, Place, version_of
 
 if TYPE_CHECKING:
     from session_agent.overlay.branches import OpenBranch
@@ -92,7 +92,7 @@ class Telling:
         self._lost: dict[FolderNode, int] = {}  # to be compared, since when (ns)
         self._doubtful: list[FolderNode] = []  # of what is in them the kernel may remember anything
         self._below: list[FolderNode] = []  # roots of branches, likewise for all below them
-        self._stale: dict[tuple[FolderNode, bytes], Stale] = {}  # names that are to run out
+        self._stale: dict[Place, Stale] = {}  # names that are to run out
         self._work = trio.Event()
 
     def is_hidden(self, folder: FolderNode, name: bytes) -> bool:
@@ -196,9 +196,7 @@ class Telling:
             [place for place, how in stale.items() if self._is_to_be_looked_up(place, how, known)]
         )
 
-    def _is_to_be_looked_up(
-        self, place: tuple[FolderNode, bytes], how: Stale, known: KnownNodes
-    ) -> bool:
+    def _is_to_be_looked_up(self, place: Place, how: Stale, known: KnownNodes) -> bool:
         """Whether it is not enough that the attributes run out, which is done here."""
         folder, name = place
         if self._is_forbidden(folder, name):  # the kernel was never told of it

@@ -1,8 +1,4 @@
-"""The nodes: what the kernel knows of the vault by number, and where each lies in its branch.
-
-A folder's node holds an O_PATH descriptor, a file's node its parent and its name there. So every backing
-call resolves one name in one folder that the kernel has pinned, and the rename of a folder changes its own
-node only, whatever lies below.
+"""All nodes that the kernel knows, found by their number or their file, and the folders' open descriptors.
 
 A node's number is its `st_ino`. It is made from the backing inode number, so that it is the same after the
 kernel has forgotten the node and looked it up again, and from a number for each pair of branch and device,
@@ -13,141 +9,23 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
+
+from session_agent.overlay.nodes import REMOVED, FolderNode, Key, Node, NodeId, Place
 
 if TYPE_CHECKING:
-    from session_agent.overlay.accepted import Moving
     from session_agent.overlay.branches import OpenBranch
-    from session_agent.overlay.handles import Handle
-    from session_agent.overlay.inotify import Watch
-    from session_agent.overlay.looking import Looked
 
-# Plain numbers, not NewTypes: converting to those costs a tenth of a microsecond, several times a request.
-NodeId: TypeAlias = int
-Key: TypeAlias = int
-
-Version: TypeAlias = tuple[int, int, int]
-"""(mtime, ctime, size) of a file, times in nanoseconds: what differs after a change."""
 ROOT_ID = 1
 
 # Up to 31 pairs of branch and device give numbers below 2**53, which programs that keep numbers as
 # floating point (Electron's fs.Stats) still tell apart.
 _INODE_BITS = 48
 _HASHED = 1 << 62
-
-
-def version_of(status: os.stat_result) -> Version:
-    """The version of the file that has this status."""
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
-REMOVED: Version = (0, 0, -1)
-"""Of a node of which programs were told that it is gone."""
-
-
-class Node:
-    """Something the kernel knows. `lookups` counts how often it was told of it and has not forgotten."""
-
-    __slots__ = (
-        "announced",
-        "cached_version",
-        "fd",
-        "format",
-        "handles",
-        "id",
-        "key",
-        "lookups",
-        "name",
-        "parent",
-        "told",
-    )
-
-    def __init__(self, node_id: NodeId, key: Key, parent: FolderNode | None, name: bytes) -> None:
-        self.id = node_id
-        self.key = key
-        # Where it was last seen. None only for the root.
-        self.parent = parent
-        self.name = name
-        self.format = 0  # the S_IFMT part of its mode, which never changes
-        self.lookups = 0
-        # A folder: its O_PATH descriptor, -1 while closed. A file: an O_PATH descriptor once it has lost
-        # the name above, since nothing else leads to it any more; -1 before.
-        self.fd = -1
-        self.handles: list[Handle] | None = None  # open handles, None for none
-        # (mtime, ctime, size) that the kernel's cached pages belong to; None: unknown
-        self.cached_version: Version | None = None
-        self.told: int | None = None  # hash of (mtime, size) that the kernel was told last
-        # The version up to which programs have been told of changes by events; None: unknown
-        self.announced: Version | None = None
-
-    def is_alive(self, status: os.stat_result) -> bool:
-        """Whether a file with its number is surely the node's, having been open or linked all the time."""
-        return bool(self.handles) or self.fd >= 0 or status.st_nlink > 1
-
-    def may_be(self, status: os.stat_result) -> bool:
-        """Whether what is at another name now can be the node's: it looks as if renamed behind the vault."""
-        if self.format == stat.S_IFDIR or self.told is None or self.is_alive(status):
-            return True
-        seen = (self.told, self.told if self.announced is None else hash(self.announced[::2]))
-        return hash((status.st_mtime_ns, status.st_size)) in seen
-
-    @property
-    def branch(self) -> OpenBranch:
-        """The branch that it lies in."""
-        assert self.parent is not None
-        return self.parent.branch
-
-
-class Shifted:
-    """A folder's names that background moves show (`arrivals`) or hide (`departures`)."""
-
-    __slots__ = ("arrivals", "departures")
-
-    def __init__(self) -> None:
-        self.arrivals: dict[bytes, Moving] = {}
-        self.departures: dict[bytes, Moving] = {}
-
-
-class FolderNode(Node):
-    """A folder. `mounted` are the branches that are shown as entries of it.
-
-    `shifted`: what is shown in it otherwise than it lies, while it is moved in the background; None for
-    nothing.
-    """
-
-    __slots__ = ("_branch", "mounted", "shifted", "watch")
-
-    def __init__(
-        self,
-        node_id: NodeId,
-        key: Key,
-        parent: FolderNode | None,
-        name: bytes,
-        branch: OpenBranch,
-    ) -> None:
-        super().__init__(node_id, key, parent, name)
-        self.format = stat.S_IFDIR
-        self._branch = branch
-        self.mounted: dict[bytes, FolderNode] | None = None
-        self.shifted: Shifted | None = None
-        self.watch: Watch | Looked | None = None  # what hears of foreign changes in it
-
-    @property
-    def branch(self) -> OpenBranch:
-        """The branch that its entries lie in, be it the root of that branch."""
-        return self._branch
-
-    @property
-    def is_branch_root(self) -> bool:
-        """Whether it is the place where a branch begins: it can be neither moved nor removed."""
-        return self.parent is None or self.parent.branch is not self._branch
-
-    def transfer(self, branch: OpenBranch) -> None:
-        """It lies in another branch now (after a move)."""
-        self._branch = branch
 
 
 class Tree:
@@ -233,7 +111,8 @@ class Tree:
                 return self._new(key, parent, name, status)
         file_format = status.st_mode & 0o170000
         elsewhere = node.parent is not parent or node.name != name
-        if file_format != node.format or (elsewhere and not node.may_be(status)):
+        other = elsewhere and node.is_other(status, parent.fd, name)
+        if other or file_format != node.format:
             # Another file got the inode number of one that went behind our back. It gets its own: a changed
             # type is an I/O error for good, a new generation one for calls that are under way.
             self._close(node)
@@ -267,9 +146,21 @@ class Tree:
         place is locked (d_splice_alias), then mkdir(2) tries again: EEXIST.
         """
         node = self.find(self.key(parent.branch, status.st_dev, status.st_ino))
-        if node is not None and (node.format == stat.S_IFDIR or not node.is_alive(status)):
-            self.disown(node)
+        if node is not None:
+            linked = status.st_nlink > 1 or node.handles or node.fd >= 0
+            if node.format == stat.S_IFDIR or not linked:
+                self.disown(node)
         return self.found(parent, name, status)
+
+    def renamed(self, source: Place, target: Place, status: os.stat_result) -> None:
+        """What is at `target` now was at `source`; the kernel has brought what it knew there along."""
+        node = self.find(self.key(target[0].branch, status.st_dev, status.st_ino))
+        if node is None:
+            return
+        if (node.parent, node.name) != source and node.is_other(status, target[0].fd, target[1]):
+            self.disown(node)
+        else:
+            node.parent, node.name = target
 
     def _new(self, key: Key, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
         if key not in self._by_id:
@@ -305,6 +196,7 @@ class Tree:
             # Of a file that was deleted behind our back, and whose inode number was used again.
             self.disown(other)
         node.key = key
+        node.seen = time.time_ns()
         if node.id != key:
             self._elsewhere[key] = node
 

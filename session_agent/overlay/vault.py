@@ -25,7 +25,8 @@ from session_agent.overlay.background import Background
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.foreign import Foreign
 from session_agent.overlay.handles import HandleTable
-from session_agent.overlay.tree import FolderNode, Node, Tree
+from session_agent.overlay.nodes import FolderNode, Node, Place
+from session_agent.overlay.tree import Tree
 
 if TYPE_CHECKING:
     from session_agent.overlay.limits import Limits
@@ -41,11 +42,11 @@ def error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def _is_of(node: Node, place: tuple[FolderNode, bytes], status: os.stat_result) -> bool:
+def _is_of(node: Node, place: Place, held: Opened) -> bool:
     """Whether the file found there is the node's, and none that has got the number of one that is gone."""
-    if status.st_mode & 0o170000 != node.format:
-        return False
-    return (node.parent, node.name) == place or bool(node.handles) or status.st_nlink > 1
+    if (node.parent, node.name) == place:
+        return held.status.st_mode & 0o170000 == node.format
+    return not node.is_other(held.status, held.fd, b"")
 
 
 class Vault:
@@ -247,13 +248,13 @@ class Vault:
         if node.branch is not branch:
             raise error(ESTALE)
 
-    def hold(self, held: Opened, branch: OpenBranch, place: tuple[FolderNode, bytes]) -> None:
+    def hold(self, held: Opened, branch: OpenBranch, place: Place) -> None:
         """Keep what has just lost its name there reachable for as long as the kernel knows it."""
         status = held.status
         node = self.tree.find(self.tree.key(branch, status.st_dev, status.st_ino))
         if node is None or node.lookups <= 0 or node.fd >= 0:
             branch.close_later(held.fd)
-        elif not _is_of(node, place, status):
+        elif not _is_of(node, place, held):
             self.tree.disown(node)
             branch.close_later(held.fd)
         elif isinstance(node, FolderNode):

@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -188,6 +189,41 @@ def test_who_uses_the_old_name_gets_no_other_file(places: tuple[Path, Path]) -> 
     assert again > 5, "no number was used again: this test has tested nothing"
 
 
+def test_who_uses_the_old_name_gets_no_file_that_looks_the_same(places: tuple[Path, Path]) -> None:
+    """As what a program unpacks may do, which gives all files one time."""
+    shown, behind = places
+    again = 0
+    for turn in range(20):
+        old, new = f"old-{turn}", f"new-{turn}"
+        (behind / old).write_bytes(b"old")
+        os.utime(behind / old, (1000, 1000))
+        number = os.stat(behind / old).st_ino
+        assert (shown / old).read_bytes() == b"old"
+        os.unlink(behind / old)
+        time.sleep(0.005)  # until the vault has closed it, which keeps its number from others
+        (behind / new).write_bytes(b"new")
+        os.utime(behind / new, (1000, 1000))
+        again += os.stat(behind / new).st_ino == number
+        assert (shown / new).read_bytes() == b"new"
+        with open(shown / old, "ab") as file:
+            file.write(b"anew")
+        assert (behind / new).read_bytes() == b"new"
+        assert (behind / old).read_bytes() == b"anew"
+    assert again > 5, "no number was used again: this test has tested nothing"
+
+
+def test_renamed_behind_it_is_the_same_file(places: tuple[Path, Path]) -> None:
+    """Whoever has looked at it sees the same number under its new name."""
+    shown, behind = places
+    for turn in range(5):
+        old, new = f"old-{turn}", f"new-{turn}"
+        (behind / old).write_bytes(b"same")
+        number = os.stat(shown / old).st_ino
+        time.sleep(0.02 * turn)
+        os.rename(behind / old, behind / new)
+        assert os.stat(shown / new).st_ino == number
+
+
 def test_what_the_vault_removes_is_no_other_file(places: tuple[Path, Path]) -> None:
     """The kernel takes what it removes for what was there before, and knows its number by another name."""
     shown, behind = places
@@ -204,6 +240,29 @@ def test_what_the_vault_removes_is_no_other_file(places: tuple[Path, Path]) -> N
         again += os.lstat(behind / name).st_ino == number
         os.unlink(shown / name)
         assert outcome((shown / old).read_bytes) == "ENOENT"
+    assert again > 5, "no number was used again: this test has tested nothing"
+
+
+def test_what_the_vault_renames_is_no_other_file(places: tuple[Path, Path]) -> None:
+    """Another file has come to the name, with the number of one that is known by a third name."""
+    shown, behind = places
+    again = 0
+    for turn in range(20):
+        gone, name, new = f"gone-{turn}", f"name-{turn}", f"new-{turn}"
+        (behind / gone).write_bytes(b"gone")
+        (behind / name).write_bytes(b"name")
+        number = os.stat(behind / gone).st_ino
+        assert (shown / gone).read_bytes() + (shown / name).read_bytes() == b"gonename"
+        os.unlink(behind / gone)
+        (behind / "other").write_bytes(b"other")
+        again += os.stat(behind / "other").st_ino == number
+        os.rename(behind / "other", behind / name)
+        os.rename(shown / name, shown / new)
+        assert outcome((shown / gone).read_bytes) == "ENOENT"
+        with open(shown / gone, "ab") as file:
+            file.write(b"anew")
+        assert (shown / new).read_bytes() == (behind / new).read_bytes() == b"other"
+        assert (behind / gone).read_bytes() == b"anew"
     assert again > 5, "no number was used again: this test has tested nothing"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from session_agent.overlay.changes import Changed, Pending
-from session_agent.overlay.tree import FolderNode
+from session_agent.overlay.nodes import FolderNode
 
 HERE = FolderNode(2, 2, None, b"here", None)  # type: ignore[arg-type]  # the branch is not asked for
 

@@ -12,7 +12,8 @@ import trio
 
 from session_agent.fsutil.credentials import AGENT
 from session_agent.overlay.handles import FolderHandle, Handle, HandleTable
-from session_agent.overlay.tree import Node, Tree
+from session_agent.overlay.nodes import Node
+from session_agent.overlay.tree import Tree
 from tests.unit.overlay.test_tree import open_branch, status
 
 READ, WRITE, BOTH, APPEND = os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_APPEND

@@ -23,8 +23,8 @@ from session_agent.overlay.changes import Pending
 from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.inotify import CREATE, DELETE, MOVED_TO
 from session_agent.overlay.looking import Looked, Looker
+from session_agent.overlay.nodes import FolderNode
 from session_agent.overlay.telling import ForeignCounts, Telling
-from session_agent.overlay.tree import FolderNode
 from session_agent.overlay.vault import Vault
 from tests.support.branches import branch as described
 

@@ -9,7 +9,7 @@ import pytest
 from session_agent.fsutil.credentials import AGENT
 from session_agent.overlay import names
 from session_agent.overlay.changes import Forgotten, Pending
-from session_agent.overlay.tree import FolderNode
+from session_agent.overlay.nodes import FolderNode
 from tests.unit.overlay.test_looking import Loop, Place, clock, run
 
 __all__ = ["clock", "run"]  # fixtures

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from session_agent.overlay.branches import OpenBranch
-from session_agent.overlay.tree import FolderNode, Node, Tree
+from session_agent.overlay.nodes import FolderNode, Node
+from session_agent.overlay.tree import Tree
 from tests.support.branches import branch as described
 from tests.support.storage import bind
 

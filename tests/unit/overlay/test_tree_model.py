@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from session_agent.overlay.tree import FolderNode, Node, NodeId, Tree
+from session_agent.overlay.nodes import FolderNode, Node, NodeId
+from session_agent.overlay.tree import Tree
 from tests.unit.overlay.test_tree import open_branch, status
 
 INODES = st.integers(1, 6) | st.integers((1 << 64) - 3, (1 << 64) - 1)

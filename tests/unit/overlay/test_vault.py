@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from errno import EPERM, ESTALE
 from pathlib import Path
@@ -14,10 +15,10 @@ import trio.testing
 
 from session_agent.fsutil.credentials import AGENT
 from session_agent.model import Branch, MountKind, MountState
-from session_agent.overlay import calls
+from session_agent.overlay import calls, files
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.handles import Handle
-from session_agent.overlay.tree import FolderNode, Node
+from session_agent.overlay.nodes import FolderNode, Node
 from session_agent.overlay.vault import Vault
 from tests.support.branches import branch as described
 
@@ -332,3 +333,27 @@ def test_a_branch_with_no_place_of_its_own_is_shown_at_the_top(
         assert "wiki/one is shown as wiki-one" in caplog.text
     finally:
         vault.close()
+
+
+def test_pages_of_a_file_that_may_still_change_unseen_are_not_kept(
+    vault: Vault, tmp_path: Path
+) -> None:
+    """The clock that file systems take their times from may stand still for some milliseconds."""
+    path = tmp_path / "root/file"
+
+    def is_kept() -> bool:
+        handle, keep = trio.run(files.open_file, vault, node.id, os.O_RDONLY, AGENT)
+        trio.run(files.release, vault, handle)
+        return keep
+
+    deadline = time.monotonic() + 5
+    while True:
+        path.write_bytes(b"new")
+        node = known(vault, path, vault.tree.root, "file")
+        kept = [is_kept(), is_kept()]
+        if time.time_ns() - path.stat().st_ctime_ns < files._TICK:
+            break
+        assert time.monotonic() < deadline, "too slow for this test"
+    assert kept == [False, False]
+    time.sleep(0.03)
+    assert [is_kept(), is_kept()] == [False, True]
