@@ -13,7 +13,7 @@ class Changed:
     """What has happened to one name, in this order: removed, renamed to it or made, modified, closed.
 
     `source`: the name that it was renamed from; `source_made`: which was itself made just before;
-    `source_closed`: and written and closed, too. `told`: programs may have heard of what was made.
+    `source_closed`: and written and closed, too.
     """
 
     folder: FolderNode
@@ -24,7 +24,6 @@ class Changed:
     source_made: bool = False
     source_closed: bool = False
     made: bool = False
-    told: bool = False
     contents: bool = False
     attributes: bool = False
     closed: bool = False  # by somebody who could write to it
@@ -33,6 +32,12 @@ class Changed:
     def replaced(self) -> bool:
         """Whether something else is to be found at the name after all that."""
         return self.made or self.source is not None
+
+    @property
+    def places(self) -> list[Place]:
+        """The name, and the one that it was renamed from."""
+        here = self.folder, self.name
+        return [here] if self.source is None else [here, self.source]
 
     def otherwise(self) -> list[Changed]:
         """The same story, for a kernel that does not know things as they were: a removal and a creation."""
@@ -118,7 +123,6 @@ class Pending:
 
     def __init__(self) -> None:
         self._changes: dict[Place, Changed] = {}
-        self._told: set[Place] = set()
         # What was renamed, until it is known to what: by the cookies of both events, and by the old name.
         self._left: dict[int, tuple[Place, bool]] = {}
         self._cookies: dict[Place, int] = {}
@@ -137,9 +141,7 @@ class Pending:
 
     def made(self, folder: FolderNode, name: bytes) -> None:
         """A new file."""
-        change = self._at(folder, name)
-        change.made = True
-        change.told |= (folder, name) in self._told
+        self._at(folder, name).made = True
 
     def modified(self, folder: FolderNode, name: bytes, *, contents: bool) -> None:
         """Other contents, or other attributes."""
@@ -161,7 +163,7 @@ class Pending:
         if change is not None and change.source is not None:
             if not change.source_made:
                 self._vacated(*change.source, is_folder)
-        elif change is not None and change.made and not change.removed and not change.told:
+        elif change is not None and change.made and not change.removed:
             return
         gone = self._at(folder, name)
         gone.removed, gone.was_folder = True, is_folder
@@ -178,14 +180,6 @@ class Pending:
         change = self._changes.pop((folder, name), None)
         if change is not None and change.source is not None and not change.source_made:
             self._vacated(*change.source, change.was_folder)
-        self._told.add((folder, name))
-
-    def all_told(self) -> None:
-        """What the vault did itself is not to be taken for what others do any more.
-
-        Until then it may be: which of two events of one kind and name is whose is not known (see hearing).
-        """
-        self._told.clear()
 
     def left(self, cookie: int, folder: FolderNode, name: bytes, is_folder: bool) -> None:
         """Renamed: to what is told next, or never."""
@@ -233,7 +227,7 @@ class Pending:
         if earlier.source is not None:
             change.source, change.source_made = earlier.source, earlier.source_made
             change.source_closed = earlier.source_closed
-        elif earlier.made and not earlier.told:
+        elif earlier.made:
             change.source_made, change.source_closed = True, earlier.closed
         else:
             change.contents, change.attributes = earlier.contents, earlier.attributes

@@ -19,6 +19,7 @@ import trio
 
 from session_agent.fsutil.credentials import AGENT, Caller, assume
 from session_agent.overlay.announcing import Announcer, Herald, Mounted, find
+from session_agent.overlay.counts import ForeignCounts
 from session_agent.overlay.expected import Expected
 from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.hearing import Hearing
@@ -28,7 +29,7 @@ from session_agent.overlay.listeners import listened
 from session_agent.overlay.looking import LOCAL_PER_MINUTE, Looked, Looker
 from session_agent.overlay.nodes import FolderNode, Node, Place
 from session_agent.overlay.polling import elsewhere
-from session_agent.overlay.telling import ForeignCounts, Stale, Telling
+from session_agent.overlay.telling import Stale, Telling
 
 if TYPE_CHECKING:
     import os
@@ -102,6 +103,7 @@ class Foreign:
                 log.warning("%s is not watched: %s", branch.info.name, failure.strerror)
             else:
                 hearing = Hearing(queue, telling, tree, self.expiry)
+                telling.hear_all = hearing.drain
         per_minute = self._remote_per_minute if branch.remote else LOCAL_PER_MINUTE
         if branch.index >= MOST_BRANCHES:
             log.warning("%s has no events: there are too many branches", branch.info.name)
@@ -234,6 +236,12 @@ class Foreign:
         if shifted is not None and (name in shifted.arrivals or name in shifted.departures):
             return True
         return (folder, name) in self._claims
+
+    def heard(self, folder: FolderNode, name: bytes, there: bool) -> None:
+        """Programs are told by the kernel that something has come to this name, or has gone."""
+        chain = self._chains.get(folder.branch)
+        if chain is not None and isinstance(folder.watch, Watch):
+            chain.telling.last_words.heard((folder, name), there)
 
     # Which folders
 

@@ -157,7 +157,7 @@ class Hearing:
             watch.own = None
         queue.expecting.clear()
         self._telling.pending.all_gone()
-        self._telling.pending.all_told()
+        self._telling.last_words.all_read()
         for folder_id in self._changed:
             self._expiry.attributes(folder_id)
         self._changed.clear()
@@ -200,6 +200,8 @@ class Hearing:
             ):  # the kernel asks for nothing before it leads through a name or not
                 stale = Stale.FORCED
             telling.name_changed(folder, name, stale)
+            before = {CREATE: False, MOVED_TO: None}.get(mask & NAMES, True)
+            telling.last_words.changed((folder, name), before, bool(mask & IS_FOLDER))
         elif not telling.file_changed(folder, name, closed=bool(mask & CLOSE_WRITE)):
             return
         if not telling.is_hidden(folder, name) and not telling.is_full(

@@ -116,7 +116,17 @@ class VaultOperations(pyfuse3.Operations):
     async def _answer(
         self, expected: Expected, verb: str, parent_inode: int, name: bytes
     ) -> EntryAttributes:
-        return self._announced(await expected.answer(verb, parent_inode, name))
+        entry = await expected.answer(verb, parent_inode, name)
+        self._heard(parent_inode, name, True)
+        return self._announced(entry)
+
+    def _made(self, parent_inode: int, name: bytes, entry: Entry) -> EntryAttributes:
+        self._heard(parent_inode, name, True)
+        return self._told(entry)
+
+    def _heard(self, parent_inode: int, name: bytes, there: bool) -> None:
+        """Once this is answered the kernel tells programs that something is at the name, or has gone."""
+        self._foreign.heard(self._vault.tree.folder(parent_inode), name, there)
 
     def _misplaced(self, parent_inode: int, name: bytes) -> None:
         """A name has come, from where it may be kept for long, to where it may not."""
@@ -162,9 +172,8 @@ class VaultOperations(pyfuse3.Operations):
         if (expected := self._expected(ctx)) is not None:
             return await self._answer(expected, "make", parent_inode, name)
         caller = self._caller(ctx)
-        return self._told(
-            await names.make_folder(self._vault, parent_inode, name, mode & 0o7777, caller)
-        )
+        made = await names.make_folder(self._vault, parent_inode, name, mode & 0o7777, caller)
+        return self._made(parent_inode, name, made)
 
     @answered
     async def mknod(
@@ -173,9 +182,8 @@ class VaultOperations(pyfuse3.Operations):
         if (expected := self._expected(ctx)) is not None:
             return await self._answer(expected, "make", parent_inode, name)
         caller = self._caller(ctx)
-        return self._told(
-            await names.make_node(self._vault, parent_inode, name, mode, rdev, caller)
-        )
+        made = await names.make_node(self._vault, parent_inode, name, mode, rdev, caller)
+        return self._made(parent_inode, name, made)
 
     @answered
     async def symlink(
@@ -184,7 +192,8 @@ class VaultOperations(pyfuse3.Operations):
         if (expected := self._expected(ctx)) is not None:
             return await self._answer(expected, "make", parent_inode, name)
         caller = self._caller(ctx)
-        return self._told(await names.make_symlink(self._vault, parent_inode, name, target, caller))
+        made = await names.make_symlink(self._vault, parent_inode, name, target, caller)
+        return self._made(parent_inode, name, made)
 
     @answered
     async def link(
@@ -194,21 +203,24 @@ class VaultOperations(pyfuse3.Operations):
         node = self._vault.tree[inode]
         if node.parent is not None:  # of a file with several names none is kept
             self._foreign.uncertain(node.parent, node.name)
-        return self._told(await names.link(self._vault, inode, new_parent_inode, new_name, caller))
+        made = await names.link(self._vault, inode, new_parent_inode, new_name, caller)
+        return self._made(new_parent_inode, new_name, made)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         if (expected := self._expected(ctx)) is not None:
             await expected.answer("remove", parent_inode, name)
-            return
-        await names.unlink(self._vault, parent_inode, name, self._caller(ctx))
+        else:
+            await names.unlink(self._vault, parent_inode, name, self._caller(ctx))
+        self._heard(parent_inode, name, False)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         if (expected := self._expected(ctx)) is not None:
             await expected.answer("remove", parent_inode, name)
-            return
-        await names.rmdir(self._vault, parent_inode, name, self._caller(ctx))
+        else:
+            await names.rmdir(self._vault, parent_inode, name, self._caller(ctx))
+        self._heard(parent_inode, name, False)
 
     @answered
     async def rename(
@@ -222,23 +234,26 @@ class VaultOperations(pyfuse3.Operations):
     ) -> None:
         if (expected := self._expected(ctx)) is not None:
             await expected.answer("rename", parent_inode_new, name_new)
-            return
-        old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
-        await names.rename(self._vault, *old, *new, flags, self._caller(ctx))
-        self._misplaced(*new)
-        if flags & RENAME_EXCHANGE:
-            self._misplaced(*old)
+        else:
+            old, new = (parent_inode_old, name_old), (parent_inode_new, name_new)
+            await names.rename(self._vault, *old, *new, flags, self._caller(ctx))
+            self._misplaced(*new)
+            if flags & RENAME_EXCHANGE:
+                self._misplaced(*old)
+        self._heard(parent_inode_old, name_old, bool(flags & RENAME_EXCHANGE))
+        self._heard(parent_inode_new, name_new, True)
 
     @answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         if (expected := self._expected(ctx)) is not None:
-            made = await self._answer(expected, "make", parent_inode, name)
-            return FileInfo(fh=pyfuse3.FileHandleT(HANDLE)), made
+            answer = await self._answer(expected, "make", parent_inode, name)
+            return FileInfo(fh=pyfuse3.FileHandleT(HANDLE)), answer
         caller = self._caller(ctx)
         handle, entry = await names.create(self._vault, parent_inode, name, flags, mode, caller)
-        return FileInfo(fh=pyfuse3.FileHandleT(handle)), self._told(entry)
+        made = self._made(parent_inode, name, entry)
+        return FileInfo(fh=pyfuse3.FileHandleT(handle)), made
 
     # Attributes
 

@@ -7,10 +7,10 @@ with what the kernel knew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ from session_agent.fsutil.syscalls import born_at
 from session_agent.overlay import calls
 from session_agent.overlay.announcing import Announcer
 from session_agent.overlay.changes import Changed, Forgotten, Pending, Unclosed, Was
+from session_agent.overlay.counts import ForeignCounts
 from session_agent.overlay.expected import KnownNodes
+from session_agent.overlay.last_words import LastWords
 from session_agent.overlay.nodes import FolderNode, Place, version_of
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TOLD_AGAIN = 3  # times at most; there are folders in which the agent may not announce anything
 _AT_ONCE = 64  # changes announced before others get their turn
 _SLACK = 1_000_000_000  # ns that files may be older than what happened to them
 
@@ -42,26 +45,6 @@ class Stale(IntEnum):
     MADE = 1  # there was nothing: only if that is remembered
     CHANGED = 2  # something else is there, or nothing any more
     FORCED = 3  # it may be remembered for longer than it may
-
-
-@dataclass
-class ForeignCounts:
-    """What `session-agent status --json` tells under `foreign`.
-
-    Folders that are `watched` now; local ones that cannot be and are looked at now and then instead
-    (`unwatched`); remote ones that are looked at now and then (`polled`), and how often one was (`polls`).
-    Changes `announced`, events `coalesced` with an earlier one and `dropped` because there were too many,
-    and folders `rescanned` for that.
-    """
-
-    watched: int = 0
-    unwatched: int = 0
-    polled: int = 0
-    polls: int = 0
-    announced: int = 0
-    coalesced: int = 0
-    dropped: int = 0
-    rescanned: int = 0
 
 
 class Telling:
@@ -84,8 +67,10 @@ class Telling:
         self.pending = Pending()
         self.unclosed = Unclosed()
         self.forgotten = Forgotten()
+        self.last_words = LastWords()
         self.new: dict[FolderNode, None] = {}  # to be watched
         self.is_ours = is_ours
+        self.hear_all: Callable[[], None] = lambda: None  # that has happened until now
         self._vault = vault
         self._expiry = expiry
         self._absent = absent
@@ -93,6 +78,7 @@ class Telling:
         self._doubtful: list[FolderNode] = []  # of what is in them the kernel may remember anything
         self._below: list[FolderNode] = []  # roots of branches, likewise for all below them
         self._stale: dict[Place, Stale] = {}  # names that are to run out
+        self._overdue = False  # some of them have not run out by being told of
         self._work = trio.Event()
 
     def is_hidden(self, folder: FolderNode, name: bytes) -> bool:
@@ -183,6 +169,7 @@ class Telling:
                 if isinstance(node, FolderNode) and node.branch is self.branch
             ]
         stale, self._stale = self._stale, {}
+        self._overdue = False
         known = await self._known({*folders, *(folder for folder, _ in stale)})
         for folder in folders:
             self._expiry.attributes(folder.id)
@@ -217,9 +204,11 @@ class Telling:
     async def tell(self, announcer: Announcer, watch: Callable[[FolderNode], None]) -> None:
         """Tell what is heard, and `watch` what is new, until cancelled."""
         while True:
-            await self._work.wait()
+            with trio.move_on_at(self.last_words.first_due()):
+                await self._work.wait()
             self._work = trio.Event()
             while self._has_work():
+                await self._check_last_words()
                 for folder in list(self.new)[:_AT_ONCE]:
                     self.new.pop(folder, None)
                     if folder.lookups > 0:
@@ -229,16 +218,19 @@ class Telling:
                 changes = self.pending.take(_AT_ONCE)
                 if changes:
                     await self._announce(announcer, changes)
-                elif self._lost:
+                # Not only when nothing else is to be told: somebody may write all the time.
+                if self._lost and len(self.pending) <= Pending.LIMIT // 2:
                     await self._compare(self._take_lost())
                 await trio.lowlevel.checkpoint()
 
     def _has_work(self) -> bool:
+        if self.last_words.first_due() <= trio.current_time():
+            return True
         return any((self.pending, self._lost, self.new)) or self._is_to_expire()
 
     def _is_to_expire(self) -> bool:
         """Not while it is told of in a moment, by which a name is looked up anew as well."""
-        if self._doubtful or self._below:
+        if self._doubtful or self._below or self._overdue:
             return True
         return bool(self._stale) and not 0 < len(self.pending) <= _AT_ONCE
 
@@ -253,18 +245,48 @@ class Telling:
         ]
         stale: dict[Place, Stale] = {}
         for change in changes:
-            self._take_stale((change.folder, change.name), stale)
-            if change.source is not None:
-                self._take_stale(change.source, stale)
+            for place in change.places:
+                self._take_stale(place, stale)
         announced = await announcer.announce(changes, old)
         self.counts.announced += len(announced)
         for change in announced:
             if change.removed or change.replaced:  # the kernel has looked the names up for that
-                stale.pop((change.folder, change.name), None)
-                if change.source is not None:
-                    stale.pop(change.source, None)
+                for place in change.places:
+                    stale.pop(place, None)
         for place, how in stale.items():
             self.name_changed(*place, how)
+            self._overdue = True
+
+    async def _check_last_words(self) -> None:
+        """Have programs told how things are at names of which they have heard last something else."""
+        for folder, _ in self.last_words.due(_AT_ONCE):
+            with contextlib.suppress(OSError):
+                await self._vault.folder_fd(folder)
+        if self.last_words.due(1):
+            self.hear_all()  # in the same step as what follows
+            assume(AGENT)
+        for place in self.last_words.due(_AT_ONCE):
+            self._check_last_word(place)
+
+    def _check_last_word(self, place: Place) -> None:
+        folder, name = place
+        word = self.last_words.pop(place)
+        if word.there is None or word.told_again == _TOLD_AGAIN or self.is_hidden(folder, name):
+            return
+        if folder.lookups <= 0 or folder.key < 0 or folder.fd < 0:  # nobody listens
+            return
+        if self.is_ours(folder, name):
+            self.last_words.wait(place, word)
+            return
+        there = _is_there(folder.fd, name)
+        if there is word.there:
+            return
+        word.told_again += 1
+        self.last_words.wait(place, word)
+        if there:
+            self.pending.made(folder, name)
+        else:
+            self.pending.removed(folder, name, word.was_folder)
 
     def told(self, folder: FolderNode, name: bytes) -> None:
         """A program in the vault has changed what is at that name."""
@@ -329,13 +351,16 @@ class Telling:
         since: int,
     ) -> None:
         if status is None:
-            self.pending.removed(folder, name, was is not None and was.is_folder)
+            was_folder = was is not None and was.is_folder
+            self.last_words.changed((folder, name), None, was_folder)
+            self.pending.removed(folder, name, was_folder)
             return
         if status.st_ctime_ns < since - _SLACK:
             return
         key = self._vault.tree.key(folder.branch, status.st_dev, status.st_ino)
         if was is None or was.key != key:
             self.name_changed(folder, name, Stale.CHANGED if was else Stale.MADE)
+            self.last_words.changed((folder, name), None)
             if was is not None:
                 self.pending.removed(folder, name, was.is_folder)
             self.pending.made(folder, name)
@@ -352,3 +377,11 @@ class Telling:
             return born_at(folder.fd, name) >= since
         except OSError:  # it has gone, of which others tell
             return False
+
+
+def _is_there(folder_fd: int, name: bytes) -> bool:
+    try:
+        stat_at(folder_fd, name)
+    except OSError:
+        return False
+    return True

@@ -410,6 +410,26 @@ def test_made_anew_when_it_is_to_be_removed(held: Held, known: bool, folder: boo
     until(lambda: held.heard("x"), ["CREATE x", "CREATE x", "DELETE x"])
 
 
+def test_made_anew_when_it_is_to_be_removed_and_gone_before_that_is_told(held: Held) -> None:
+    """The removal of the first file cannot be told, and the second one nobody has heard of."""
+    for name in ("old", "x"):
+        new_file(held.behind / name)
+        until(lambda: held.heard("old", "x")[-1:], [f"CREATE {name}"])
+    with held.vault.held_at(RENAME):
+        with held.vault.held_at(REMOVE):
+            os.unlink(held.behind / "x")
+            until(partial(held.vault.has_reached, REMOVE), True)
+            os.rename(held.behind / "old", held.behind / "new")
+            for number in range(100):  # are told first as well, and not all at once
+                new_file(held.behind / f"{number}")
+            new_file(held.behind / "x")
+        until(partial(held.vault.has_reached, RENAME), True)
+        assert held.heard("x") == ["CREATE x"]
+        os.unlink(held.behind / "x")
+        time.sleep(0.1)  # until that is read
+    until(lambda: held.heard("x"), ["CREATE x", "DELETE x"])
+
+
 def test_something_else_when_it_is_to_be_removed(held: Held) -> None:
     """It has another kind, and the kernel knows it by the name that is removed."""
     new_file(held.behind / "x")

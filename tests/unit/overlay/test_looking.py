@@ -20,11 +20,12 @@ from session_agent.fsutil.credentials import AGENT
 from session_agent.overlay import looking, names
 from session_agent.overlay.branches import OpenBranch, RemoteBranch
 from session_agent.overlay.changes import Pending
+from session_agent.overlay.counts import ForeignCounts
 from session_agent.overlay.expiry import Absent, Expiry
 from session_agent.overlay.inotify import CREATE, DELETE, MOVED_TO
 from session_agent.overlay.looking import Looked, Looker
 from session_agent.overlay.nodes import FolderNode
-from session_agent.overlay.telling import ForeignCounts, Telling
+from session_agent.overlay.telling import Telling
 from session_agent.overlay.vault import Vault
 from tests.support.branches import branch as described
 
