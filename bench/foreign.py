@@ -5,6 +5,7 @@ The vault has one branch on an ext4 of its own, and a listener in another proces
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from errno import ENOENT
 from pathlib import Path
 
 from bench.contenders import ENVIRONMENT
@@ -39,6 +41,9 @@ _QUIET = 2.0  # seconds without an event after which there will be none
 _PAUSE = (0.02, 0.06)  # seconds between single changes, so that none is announced with another
 _WALKED = 100  # names in the folder that is walked
 _WALK_EVERY = 20  # rounds of the other calls
+
+_AT_FDCWD, _AT_STATX_FORCE_SYNC, _STATX_BASIC = -100, 0x2000, 0x7FF
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Ground:
@@ -186,7 +191,9 @@ class _Others:
             os.unlink(room / "new")
             if self._turn % _WALK_EVERY == 0:
                 self._time(f"walk of {_WALKED}, another folder, {side}", walked, _walk)
-            self._time(f"stat, same tree, {side}", branch / "repository" / name, _perhaps)
+            same = branch / "repository" / name
+            self._time(f"stat, same tree, {side}", same, _perhaps)
+            self._time(f"stat that asks, same tree, {side}", same, _asked)
 
     def _time(self, what: str, path: Path, call: Callable[[Path], object]) -> None:
         began = time.monotonic()
@@ -203,6 +210,15 @@ def _absent(path: Path) -> None:
 def _perhaps(path: Path) -> None:
     with suppress(FileNotFoundError):  # git takes a file away before it writes the other one
         os.stat(path)
+
+
+def _asked(path: Path) -> None:
+    """stat, whatever the kernel remembers: statx(2) with AT_STATX_FORCE_SYNC."""
+    status = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_FORCE_SYNC, _STATX_BASIC, status):
+        number = ctypes.get_errno()
+        if number != ENOENT:
+            raise OSError(number, os.strerror(number), str(path))
 
 
 def _read(path: Path) -> None:

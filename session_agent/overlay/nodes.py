@@ -86,9 +86,9 @@ class Node:
             return True
         if self.handles or self.fd >= 0 or self.told is None:
             return False  # its number cannot have become another one's; or nobody has seen it
-        seen = (self.told, self.told if self.announced is None else hash(self.announced[::2]))
-        looks = self.format == stat.S_IFDIR or status.st_nlink > 1
-        if not looks and hash((status.st_mtime_ns, status.st_size)) not in seen:
+        known = (self.told, self.told if self.announced is None else hash(self.announced[::2]))
+        looks_the_same = hash((status.st_mtime_ns, status.st_size)) in known
+        if self.format != stat.S_IFDIR and status.st_nlink == 1 and not looks_the_same:
             return True
         try:
             return not self.branch.remote and born_at(folder_fd, name) > self.seen

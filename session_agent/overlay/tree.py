@@ -27,6 +27,8 @@ ROOT_ID = 1
 _INODE_BITS = 48
 _HASHED = 1 << 62
 
+_NUMBERS = 4096  # that differ from the key and are kept when the kernel has forgotten the file
+
 
 class Tree:
     """All nodes that the kernel knows, by number, and the open descriptors of folders among them."""
@@ -36,6 +38,9 @@ class Tree:
         self._by_id: dict[NodeId, Node] = {}
         # Numbers that differ from the key: nodes that a move took to another inode, and clashes.
         self._elsewhere: dict[Key, Node] = {}
+        # The same of what the kernel has forgotten: it may look it up between two looks of a program that
+        # compares the numbers (shutil.rmtree).
+        self._numbers: OrderedDict[Key, NodeId] = OrderedDict()
         self._spare = _HASHED
         # By object: a folder that the kernel has forgotten may be reached through a child it knows.
         self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
@@ -163,10 +168,11 @@ class Tree:
             node.parent, node.name = target
 
     def _new(self, key: Key, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
-        if key not in self._by_id:
-            return self._add(key, key, parent, name, status)
-        self._spare += 1  # the number is still one's that is gone, or was taken elsewhere by a move
-        return self._add(self._spare, key, parent, name, status)
+        number = self._numbers.pop(key, key)
+        if number in self._by_id:
+            self._spare += 1  # it is still one's that is gone, or was taken elsewhere by a move
+            number = self._spare
+        return self._add(number, key, parent, name, status)
 
     def _add(
         self, node_id: NodeId, key: Key, parent: FolderNode, name: bytes, status: os.stat_result
@@ -225,6 +231,10 @@ class Tree:
         self._close(node)
         del self._by_id[node.id]
         self._elsewhere.pop(node.key, None)
+        if node.key > 0 and node.id != node.key:
+            self._numbers[node.key] = node.id
+            if len(self._numbers) > _NUMBERS:
+                self._numbers.popitem(last=False)
 
     def drop_unused(self, node: Node) -> None:
         """Drop a node that the kernel was not told of after all."""

@@ -98,6 +98,7 @@ def test_changes_behind_the_vault_are_measured(tmp_path: Path) -> None:
             "open and read, another folder",
             "create, another folder",
             "stat, same tree",
+            "stat that asks, same tree",
         )
     }
     assert "| stat, same tree, vault |" in foreign_figures.as_text(figures)
