@@ -270,6 +270,15 @@ class Tree:
             oldest_fd, oldest.fd = oldest.fd, -1
             oldest.branch.close_later(oldest_fd)
 
+    def hold(self, node: Node, branch: OpenBranch, fd: int) -> None:
+        """Keep a descriptor of what has no name any more until it is forgotten: nothing else leads to it."""
+        if node.fd >= 0:
+            branch.close_later(fd)
+        else:
+            node.fd = fd
+        if isinstance(node, FolderNode):
+            self._open_folders.pop(node, None)
+
     def close_all(self) -> None:
         """Close every descriptor that a node holds."""
         for node in [*self._by_id.values(), *self._open_folders]:

@@ -252,15 +252,13 @@ class Vault:
         """Keep what has just lost its name there reachable for as long as the kernel knows it."""
         status = held.status
         node = self.tree.find(self.tree.key(branch, status.st_dev, status.st_ino))
-        if node is None or node.lookups <= 0 or node.fd >= 0:
+        if node is None or node.lookups <= 0:
             branch.close_later(held.fd)
-        elif not _is_of(node, place, held):
+        elif node.fd < 0 and not _is_of(node, place, held):
             self.tree.disown(node)
             branch.close_later(held.fd)
-        elif isinstance(node, FolderNode):
-            self.tree.opened(node, held.fd)
         else:
-            node.fd = held.fd
+            self.tree.hold(node, branch, held.fd)
 
     def close(self) -> None:
         """Close every descriptor."""

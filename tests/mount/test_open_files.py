@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cases import Cases
-from tests.support.vault import Vault, as_person, outcome
+from tests.support.vault import Storage, Vault, as_person, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -292,3 +293,29 @@ def many_threads(folder: Path) -> object:
 @pytest.mark.parametrize("name", CASES)
 def test_as_in_the_branch_itself(vault: Vault, name: str, branch: str) -> None:
     CASES.compare(name, vault, branch)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_removed_folder_that_is_open_while_many_others_are_used(
+    place: Storage, replaced: bool
+) -> None:
+    """The overlay keeps the folders open that were used last; to this one nothing else leads."""
+    with serve(place, folder_limit=2) as vault:
+        top = vault.path / "alpha/many"
+        for number in range(5):
+            (top / f"{number}/in").mkdir(parents=True)
+        (top / "gone").mkdir()
+        fd = os.open(top / "gone", os.O_RDONLY)
+        if replaced:
+            (top / "new").mkdir()
+            os.rename(top / "new", top / "gone")
+        else:
+            os.rmdir(top / "gone")
+        for number in range(5):
+            assert os.listdir(top / f"{number}") == ["in"]
+            assert os.listdir(top / f"{number}/in") == []
+        status = os.fstat(fd)
+        assert (stat.S_ISDIR(status.st_mode), status.st_nlink) == (True, 0)
+        assert os.listdir(fd) == []
+        os.close(fd)
+        shutil.rmtree(top)

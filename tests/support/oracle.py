@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -254,7 +255,13 @@ class Oracle(Side):
 
         An open file moves and a link of it stays, made in the second in which the kernel may answer from
         what it was told: until then the name that stays may lead to the moved file.
+
+        truncate(2) to the size that the file has counts as a modification on ext4, and not on xfs.
         """
+        if operation[0] == "truncate":
+            _, path, size = operation
+            with contextlib.suppress(OSError):
+                return os.stat(self.path(str(path))).st_size == size
         if operation[0] != "rename":
             return False
         self.note_homes()
