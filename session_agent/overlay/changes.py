@@ -130,6 +130,10 @@ class Pending:
     def __len__(self) -> int:
         return len(self._changes)
 
+    def places(self) -> set[Place]:
+        """The names of which something is to be told."""
+        return {place for change in self._changes.values() for place in change.places}
+
     def take(self, count: int) -> list[Changed]:
         """The first ones, which are not pending any more."""
         places = [place for place, _ in zip(self._changes, range(count), strict=False)]

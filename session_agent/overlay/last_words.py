@@ -36,7 +36,7 @@ class Word:
 class LastWords:
     """The names of a branch that others have changed a moment ago."""
 
-    LIMIT = 20_000
+    LIMIT = 5_000
 
     def __init__(self) -> None:
         self._words: OrderedDict[Place, Word] = OrderedDict()  # in the order in which they are due

@@ -24,7 +24,7 @@ from session_agent.overlay.announcing import Announcer
 from session_agent.overlay.changes import Changed, Forgotten, Pending, Unclosed, Was
 from session_agent.overlay.counts import ForeignCounts
 from session_agent.overlay.expected import KnownNodes
-from session_agent.overlay.last_words import LastWords
+from session_agent.overlay.last_words import LastWords, Word
 from session_agent.overlay.nodes import FolderNode, Place, version_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _TOLD_AGAIN = 3  # times at most; there are folders in which the agent may not announce anything
 _AT_ONCE = 64  # changes announced before others get their turn
+_FEW = 256  # changes that are to be told
 _SLACK = 1_000_000_000  # ns that files may be older than what happened to them
 
 
@@ -259,18 +260,25 @@ class Telling:
 
     async def _check_last_words(self) -> None:
         """Have programs told how things are at names of which they have heard last something else."""
+        if len(self.pending) > _FEW:
+            return
         for folder, _ in self.last_words.due(_AT_ONCE):
             with contextlib.suppress(OSError):
                 await self._vault.folder_fd(folder)
-        if self.last_words.due(1):
-            self.hear_all()  # in the same step as what follows
-            assume(AGENT)
+        if not self.last_words.due(1):
+            return
+        self.hear_all()  # in the same step as what follows
+        assume(AGENT)
+        to_be_told = self.pending.places()
         for place in self.last_words.due(_AT_ONCE):
-            self._check_last_word(place)
+            word = self.last_words.pop(place)
+            if place in to_be_told:
+                self.last_words.wait(place, word)
+            else:
+                self._check_last_word(place, word)
 
-    def _check_last_word(self, place: Place) -> None:
+    def _check_last_word(self, place: Place, word: Word) -> None:
         folder, name = place
-        word = self.last_words.pop(place)
         if word.there is None or word.told_again == _TOLD_AGAIN or self.is_hidden(folder, name):
             return
         if folder.lookups <= 0 or folder.key < 0 or folder.fd < 0:  # nobody listens

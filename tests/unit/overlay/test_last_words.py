@@ -7,6 +7,7 @@ import math
 import pytest
 import trio
 
+from session_agent.overlay import telling
 from session_agent.overlay.last_words import LastWords
 from session_agent.overlay.nodes import FolderNode
 from tests.unit.overlay.test_looking import Loop, Place, clock, run
@@ -115,5 +116,29 @@ def test_what_was_kept_longest_is_given_up_first(
         for name in (b"a", b"b", b"a", b"c"):
             place.telling.last_words.changed((here, name), True)
         assert await told(place) == ["removed a", "removed c"]
+
+    run(test, remote=False)
+
+
+def test_what_is_to_be_told_anyway_waits(run: Loop) -> None:
+    async def test(place: Place) -> None:
+        here = await opened(place, "here")
+        (place.behind / "here/b").touch()
+        pending, words = place.telling.pending, place.telling.last_words
+
+        async def checked() -> list[str]:
+            await trio.sleep(QUIET)
+            await place.telling._check_last_words()
+            return [change.name.decode() for change in pending.take(1000)]
+
+        words.changed((here, b"a"), True)
+        words.changed((here, b"b"), False)
+        for _ in range(5):  # not counted
+            pending.renamed((here, b"a"), here, b"b")
+            assert await checked() == ["b"]
+        for number in range(telling._FEW + 1):
+            pending.made(here, b"%d" % number)
+        assert len(await checked()) == telling._FEW + 1
+        assert await told(place) == ["made b", "removed a"]
 
     run(test, remote=False)
