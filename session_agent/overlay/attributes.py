@@ -57,7 +57,7 @@ async def status_of(vault: Vault, node: Node, caller: Caller) -> os.stat_result:
         status = await branch.call(caller, stat_at, fd, node.name)
     except FileNotFoundError:
         raise error(ESTALE) from None
-    vault.check(node, branch, status)
+    vault.check(node, branch, status, fd, node.name)
     return status
 
 

@@ -62,7 +62,7 @@ async def _open(vault: Vault, node: Node, flags: int, opener: Caller) -> Opened:
     except FileNotFoundError:
         raise error(ESTALE) from None
     try:
-        vault.check(node, branch, found.status)
+        vault.check(node, branch, found.status, found.fd, b"")
     except OSError:
         await branch.release(opener, found.fd)
         raise

@@ -212,10 +212,30 @@ async def _remove(
             raise error(ENOENT)
     branch = parent.branch
     fd = parent.fd if parent.fd >= 0 else await vault.folder_fd(parent)
+    if remover is os.rmdir:
+        await _check_folder(vault, parent, name, fd, caller)
     held = await branch.call(caller, calls.remove, fd, name, remover)
     if parent.watch is not None:
         parent.watch.expect(name, DELETE)
     vault.hold(held, branch, (parent, name))
+
+
+async def _check_folder(
+    vault: Vault, parent: FolderNode, name: bytes, fd: int, caller: Caller
+) -> None:
+    """ESTALE if a folder is there that the kernel does not know by that name: it then looks the name up anew.
+
+    It would take the folder that it remembers there for removed, or for renamed, wherever that is by now. And
+    what it has once taken for removed it shows as empty for as long as it knows it.
+    """
+    try:
+        status = await parent.branch.call(caller, stat_at, fd, name)
+    except OSError:
+        return  # the call itself will say so
+    if stat.S_ISDIR(status.st_mode):
+        node = vault.tree.find(vault.tree.key(parent.branch, status.st_dev, status.st_ino))
+        if node is None or node.lookups <= 0 or (node.parent, node.name) != (parent, name):
+            raise error(ESTALE)
 
 
 async def _remove_moving(
@@ -333,6 +353,7 @@ async def _rename(
 ) -> None:
     source_fd = source.fd if source.fd >= 0 else await vault.folder_fd(source)
     target_fd = target.fd if target.fd >= 0 else await vault.folder_fd(target)
+    await _check_folder(vault, source, source_name, source_fd, caller)
     branch = source.branch
     held = vault.background.holds(target, target_name) if vault.background.live else None
     if held is not None:

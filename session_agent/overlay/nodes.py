@@ -77,21 +77,33 @@ class Node:
         # The version up to which programs have been told of changes by events; None: unknown
         self.announced: Version | None = None
 
-    def is_other(self, status: os.stat_result, folder_fd: int, name: bytes) -> bool:
-        """Whether what is found at another name is another file, with the number of this one, which is gone.
+    def is_changed(self, status: os.stat_result) -> bool:
+        """Whether that is not what the kernel was told last: another file's, perhaps (`is_other`)."""
+        return self.told != hash((status.st_mtime_ns, status.st_size))
 
-        Else it is this one, renamed behind the vault: it looks the same and was not made after it was seen.
+    def is_other(
+        self, status: os.stat_result, folder_fd: int, name: bytes, *, elsewhere: bool
+    ) -> bool:
+        """Whether what is found there is another file, with the number of this one, which is gone.
+
+        Else it is this one: it was not made after this one was seen last. `elsewhere`: it is not where this
+        one was, so it was renamed behind the vault, and has to look the same as well.
         """
         if status.st_mode & 0o170000 != self.format:
             return True
         if self.handles or self.fd >= 0 or self.told is None:
             return False  # its number cannot have become another one's; or nobody has seen it
-        known = (self.told, self.told if self.announced is None else hash(self.announced[::2]))
-        looks_the_same = hash((status.st_mtime_ns, status.st_size)) in known
-        if self.format != stat.S_IFDIR and status.st_nlink == 1 and not looks_the_same:
+        seen, looks_the_same = self.seen, not self.is_changed(status)
+        if self.announced is not None:
+            seen = max(seen, self.announced[1])
+            looks_the_same |= self.announced[::2] == (status.st_mtime_ns, status.st_size)
+        if not elsewhere and looks_the_same:
+            return False
+        single = self.format != stat.S_IFDIR and status.st_nlink == 1
+        if elsewhere and single and not looks_the_same:
             return True
         try:
-            return not self.branch.remote and born_at(folder_fd, name) > self.seen
+            return not self.branch.remote and born_at(folder_fd, name) > seen
         except OSError:
             return True
 

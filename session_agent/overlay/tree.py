@@ -26,8 +26,7 @@ ROOT_ID = 1
 # floating point (Electron's fs.Stats) still tell apart.
 _INODE_BITS = 48
 _HASHED = 1 << 62
-
-_NUMBERS = 4096  # that differ from the key and are kept when the kernel has forgotten the file
+_SPARE = 31 << _INODE_BITS  # the first number that is made from no inode's
 
 
 class Tree:
@@ -38,10 +37,7 @@ class Tree:
         self._by_id: dict[NodeId, Node] = {}
         # Numbers that differ from the key: nodes that a move took to another inode, and clashes.
         self._elsewhere: dict[Key, Node] = {}
-        # The same of what the kernel has forgotten: it may look it up between two looks of a program that
-        # compares the numbers (shutil.rmtree).
-        self._numbers: OrderedDict[Key, NodeId] = OrderedDict()
-        self._spare = _HASHED
+        self._spare = _SPARE
         # By object: a folder that the kernel has forgotten may be reached through a child it knows.
         self._open_folders: OrderedDict[FolderNode, None] = OrderedDict()
         self._folder_limit = folder_limit
@@ -116,8 +112,8 @@ class Tree:
                 return self._new(key, parent, name, status)
         file_format = status.st_mode & 0o170000
         elsewhere = node.parent is not parent or node.name != name
-        other = elsewhere and node.is_other(status, parent.fd, name)
-        if other or file_format != node.format:
+        doubtful = elsewhere or file_format != node.format or node.is_changed(status)
+        if doubtful and node.is_other(status, parent.fd, name, elsewhere=elsewhere):
             # Another file got the inode number of one that went behind our back. It gets its own: a changed
             # type is an I/O error for good, a new generation one for calls that are under way.
             self._close(node)
@@ -162,17 +158,17 @@ class Tree:
         node = self.find(self.key(target[0].branch, status.st_dev, status.st_ino))
         if node is None:
             return
-        if (node.parent, node.name) != source and node.is_other(status, target[0].fd, target[1]):
+        elsewhere = (node.parent, node.name) != source
+        if node.is_other(status, target[0].fd, target[1], elsewhere=elsewhere):
             self.disown(node)
         else:
             node.parent, node.name = target
 
     def _new(self, key: Key, parent: FolderNode, name: bytes, status: os.stat_result) -> Node:
-        number = self._numbers.pop(key, key)
-        if number in self._by_id:
-            self._spare += 1  # it is still one's that is gone, or was taken elsewhere by a move
-            number = self._spare
-        return self._add(number, key, parent, name, status)
+        if key not in self._by_id:
+            return self._add(key, key, parent, name, status)
+        self._spare += 1  # the number is still one's that is gone, or was taken elsewhere by a move
+        return self._add(self._spare, key, parent, name, status)
 
     def _add(
         self, node_id: NodeId, key: Key, parent: FolderNode, name: bytes, status: os.stat_result
@@ -231,10 +227,6 @@ class Tree:
         self._close(node)
         del self._by_id[node.id]
         self._elsewhere.pop(node.key, None)
-        if node.key > 0 and node.id != node.key:
-            self._numbers[node.key] = node.id
-            if len(self._numbers) > _NUMBERS:
-                self._numbers.popitem(last=False)
 
     def drop_unused(self, node: Node) -> None:
         """Drop a node that the kernel was not told of after all."""

@@ -44,9 +44,8 @@ def error(number: int) -> OSError:
 
 def _is_of(node: Node, place: Place, held: Opened) -> bool:
     """Whether the file found there is the node's, and none that has got the number of one that is gone."""
-    if (node.parent, node.name) == place:
-        return held.status.st_mode & 0o170000 == node.format
-    return not node.is_other(held.status, held.fd, b"")
+    elsewhere = (node.parent, node.name) != place
+    return not node.is_other(held.status, held.fd, b"", elsewhere=elsewhere)
 
 
 class Vault:
@@ -190,12 +189,19 @@ class Vault:
             return failure
         return error(ESTALE)
 
-    def check(self, node: Node, branch: OpenBranch, status: os.stat_result) -> None:
-        """ESTALE unless `status` is that of the node: the kernel then looks the name up anew."""
-        same = self.tree.key(branch, status.st_dev, status.st_ino) == node.key
-        # A file of another kind may have got the number of one that is gone. Under this node its kind would
-        # be an I/O error; looked up anew it gets a node of its own.
-        if not same or status.st_mode & 0o170000 != node.format:
+    def check(
+        self, node: Node, branch: OpenBranch, status: os.stat_result, folder_fd: int, name: bytes
+    ) -> None:
+        """ESTALE unless what was found there is the node's: the kernel then looks the name up anew.
+
+        Without a name it is what the descriptor leads to.
+        """
+        if self.tree.key(branch, status.st_dev, status.st_ino) != node.key:
+            raise error(ESTALE)
+        # Another file may have got the number of one that is gone. If it is of another kind, that would be an
+        # I/O error under this node; looked up anew it gets a node of its own.
+        doubtful = status.st_mode & 0o170000 != node.format or node.is_changed(status)
+        if doubtful and node.is_other(status, folder_fd, name, elsewhere=False):
             raise error(ESTALE)
 
     async def reference(self, node: Node, caller: Caller) -> tuple[int, bool]:
@@ -214,7 +220,7 @@ class Vault:
         except FileNotFoundError:
             raise error(ESTALE) from None
         try:
-            self.check(node, branch, status)
+            self.check(node, branch, status, fd, b"")
         except OSError:
             branch.close_later(fd)
             raise

@@ -23,6 +23,7 @@ import pytest
 from tests.support.cases import rename
 from tests.support.held_calls import MAKE, REMOVE, RENAME
 from tests.support.listening import Listener, listening, until
+from tests.support.remove import remove_tree
 from tests.support.vault import Storage, Vault, drop_caches, outcome, serve
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -66,7 +67,7 @@ ONE_NAME: dict[str, Callable[[Path], object]] = {
     "symlink": lambda path: os.symlink("nowhere/at/all", path),
     "unlink": os.unlink,
     "rmdir": os.rmdir,
-    "rmtree": shutil.rmtree,
+    "rmtree": remove_tree,
     "stat": kind_of,
     "chmod": lambda path: os.chmod(path, 0o750),
     "truncate": lambda path: os.truncate(path, 3),
@@ -207,6 +208,31 @@ def test_who_uses_the_old_name_gets_no_file_that_looks_the_same(places: tuple[Pa
     assert again > 5, "no number was used again: this test has tested nothing"
 
 
+def test_replaced_by_one_with_its_number(places: tuple[Path, Path]) -> None:
+    """It is another file all the same: who has seen the former one must not be shown the new one for it."""
+    shown, behind = places
+    again = 0
+    for turn in range(20):
+        name = f"replaced-{turn}"
+        (behind / name).write_bytes(b"old")
+        number = os.stat(behind / name).st_ino
+        shown_number = os.stat(shown / name).st_ino
+        assert (shown / name).read_bytes() == b"old"
+        former = os.open(shown / name, os.O_PATH)
+        os.unlink(behind / name)
+        time.sleep(0.005)  # until the vault has closed it, which keeps its number from others
+        (behind / name).write_bytes(b"another")
+        same = os.stat(behind / name).st_ino == number
+        assert (shown / name).read_bytes() == b"another"
+        if same:
+            seen = outcome(lambda: os.fstat(former).st_size)  # noqa: B023 - at once
+            assert seen in ("ESTALE", len(b"old"))
+            assert os.stat(shown / name).st_ino != shown_number
+        os.close(former)
+        again += same
+    assert again > 5, "no number was used again: this test has tested nothing"
+
+
 def test_renamed_behind_it_is_the_same_file(places: tuple[Path, Path]) -> None:
     """Whoever has looked at it sees the same number under its new name."""
     shown, behind = places
@@ -259,6 +285,25 @@ def test_what_the_vault_renames_is_no_other_file(places: tuple[Path, Path]) -> N
         assert (shown / new).read_bytes() == (behind / new).read_bytes() == b"other"
         assert (behind / gone).read_bytes() == b"anew"
     assert again > 5, "no number was used again: this test has tested nothing"
+
+
+@pytest.mark.parametrize("action", ["remove", "rename"])
+def test_a_folder_that_was_moved_away_is_not_taken_for_the_one_that_came(
+    places: tuple[Path, Path], action: str
+) -> None:
+    """The kernel takes what is removed, or renamed, for what it remembers by that name."""
+    shown, behind = places
+    (behind / "old").mkdir()
+    (behind / "old/in").touch()
+    assert os.listdir(shown / "old") == ["in"]
+    os.rename(behind / "old", behind / "away")
+    (behind / "old").mkdir()
+    if action == "remove":
+        os.rmdir(shown / "old")
+    else:
+        os.rename(shown / "old", shown / "other")
+        assert os.listdir(shown / "other") == os.listdir(behind / "other") == []
+    assert os.listdir(shown / "away") == ["in"]
 
 
 def test_a_link_that_comes_to_a_name_is_followed(places: tuple[Path, Path]) -> None:

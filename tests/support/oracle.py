@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.cases import rename
+from tests.support.remove import remove_tree
 from tests.support.vault import outcome
 
 BRANCHES = ("alpha", "beta", "gamma")
@@ -49,7 +50,7 @@ class Side:
                 if not folder and entry.name in BRANCHES:
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
+                    remove_tree(entry.path)
                 else:
                     os.unlink(entry.path)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from session_agent.overlay import tree as tree_module
 from session_agent.overlay.branches import OpenBranch
 from session_agent.overlay.nodes import FolderNode, Node
 from session_agent.overlay.tree import Tree
@@ -137,34 +136,7 @@ def test_another_type_under_the_number_is_another_node(tree: Tree) -> None:
     assert tree.find(link.key) is link
     tree.forget(link.id, 1)
     assert len(tree) == 1
-
-
-def test_a_number_that_is_not_the_files_own_stays_as_well(
-    tree: Tree, branches: list[OpenBranch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Programs compare it with what they have seen before, and the kernel may forget it in between."""
-    monkeypatch.setattr(tree_module, "_NUMBERS", 2)
-    gone = known(tree, tree.root, b"gone", status(5))
-    tree.disown(gone)
-    new = known(tree, tree.root, b"new", status(5))
-    moved = known(tree, tree.root, b"moved", status(6))
-    tree.rekey(moved, branches[2], 7, 50)
-    moved.parent = tree.add_branch_root(branches[2], tree.root, b"two")
-    for node in (gone, new, moved):
-        tree.forget(node.id, 1)
-    assert known(tree, tree.root, b"new", status(5)).id == new.id
-    assert known(tree, moved.parent, b"moved", status(50)).id == moved.id
-    # Unless it is another one's by now, or was forgotten too long ago.
-    tree.forget(new.id, 1)
-    tree.forget(moved.id, 1)
-    assert known(tree, tree.root, b"another", status(6)).id == moved.id
-    assert known(tree, moved.parent, b"moved", status(50)).id not in (moved.id, moved.key)
-    for number in (7, 8):
-        other = known(tree, tree.root, b"other", status(number))
-        tree.disown(other)
-        again = known(tree, tree.root, b"again", status(number))
-        tree.forget(again.id, 1)
-    assert known(tree, tree.root, b"new", status(5)).id == gone.id
+    assert known(tree, tree.root, b"name", status(5)).id == file.id
 
 
 def test_what_was_just_made_is_another_node_than_what_is_gone(tree: Tree) -> None:
