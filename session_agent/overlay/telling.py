@@ -287,7 +287,7 @@ class Telling:
             self.last_words.wait(place, word)
             return
         there = _is_there(folder.fd, name)
-        if there is word.there:
+        if there is None or there is word.there:
             return
         word.told_again += 1
         self.last_words.wait(place, word)
@@ -387,9 +387,11 @@ class Telling:
             return False
 
 
-def _is_there(folder_fd: int, name: bytes) -> bool:
+def _is_there(folder_fd: int, name: bytes) -> bool | None:
     try:
         stat_at(folder_fd, name)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:  # the disk does not say: nothing is to be told to be gone for that
+        return None
     return True

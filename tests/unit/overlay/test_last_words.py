@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from errno import EIO
 
 import pytest
 import trio
@@ -92,6 +94,21 @@ def test_what_the_vault_is_at_work_on_waits(run: Loop, monkeypatch: pytest.Monke
             place.telling.last_words.changed((here, b"a"), True)
             assert [await told(place) for _ in range(5)] == [[]] * 5
         assert await told(place) == ["removed a"]
+
+    run(test, remote=False)
+
+
+def test_what_the_disk_does_not_say_is_not_told_to_be_gone(
+    run: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(EIO, os.strerror(EIO))
+
+    async def test(place: Place) -> None:
+        here = await opened(place, "here")
+        place.telling.last_words.changed((here, b"a"), True)
+        monkeypatch.setattr(telling, "stat_at", broken)
+        assert await told(place) == []
 
     run(test, remote=False)
 
